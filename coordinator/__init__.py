@@ -1,0 +1,1 @@
+"""The coordinator: opens rounds, folds updates, keeps the global tensors."""

@@ -1,0 +1,1 @@
+"""The lab: a whole emulated fleet on one machine. The only package that imports both programs."""

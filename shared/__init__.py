@@ -1,0 +1,1 @@
+"""The contract between the two programs: messages, tensors, algorithms, pruning, the link."""

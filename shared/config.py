@@ -1,0 +1,211 @@
+"""All settings, as pydantic models: RunConfig for the coordinator and the lab, AgentConfig for one device.
+
+Read from TOML by shared.settings, which answers unknown keys, wrong types and impossible combinations. Every field's
+description is what `config show` and the documented example print: one place for each fact.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from shared.messages import Hyperparameter
+from shared.topics import NAME
+
+TopicName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BrokerSettings(Settings):
+    """The way to the broker."""
+
+    url: str = Field(
+        "embedded",
+        description="`embedded` starts a Mosquitto as a child process; otherwise mqtt://host[:port] or mqtts://host[:port]",
+    )
+    username: str | None = Field(None, description="user name, where the broker asks for one")
+    password_file: Path | None = Field(
+        None, description="file whose first line is the password; never the password itself"
+    )
+    ca_file: Path | None = Field(None, description="PEM file of the authority that signed the broker's certificate")
+    cert_file: Path | None = Field(None, description="PEM file of our own certificate")
+    key_file: Path | None = Field(None, description="PEM file of our own private key")
+    keepalive_s: int = Field(60, ge=5, le=3600, description="seconds of silence after which the connection is probed")
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if url == "embedded":
+            return url
+        parts = urlsplit(url)
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+            raise ValueError(f"{url!r} is neither 'embedded' nor mqtt://host[:port] nor mqtts://host[:port]")
+        if parts.username or parts.password:
+            raise ValueError("user and password do not belong into the URL; use username and password_file")
+        return url
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together: give both or neither")
+        if self.password_file is not None and self.username is None:
+            raise ValueError("password_file needs username")
+        if not self.url.startswith("mqtts:") and (self.ca_file or self.cert_file):
+            raise ValueError("certificates need an mqtts:// url")
+        return self
+
+
+class RunSettings(Settings):
+    """What is run, and where its state lies."""
+
+    fleet: TopicName = Field("talaria", description="first level of every topic: devices of other fleets are not seen")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="seed of model initialization, cohort selection and local training"
+    )
+    directory: Path = Field(Path("runs"), description="each run gets a folder in here: state, journal, report")
+
+
+class ModelSettings(Settings):
+    name: str = Field("smallcnn", description="a model of the zoo, or package.module:callable")
+    options: dict[str, Hyperparameter] = Field(
+        default_factory=dict, description="keyword arguments of the model, for example classes = 10"
+    )
+
+
+class AlgorithmSettings(BaseModel):
+    """The algorithm's name; every other key is one of its hyperparameters, checked against the algorithm itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = Field("hermes", description="one of the algorithms, or package.module:ALGORITHM")
+
+    @property
+    def hyperparameters(self) -> dict[str, Hyperparameter]:
+        return dict(self.model_extra or {})
+
+
+class RoundSettings(Settings):
+    """How rounds are opened and closed."""
+
+    count: int = Field(10, ge=1, le=1_000_000, description="rounds to run")
+    cohort: int | None = Field(
+        None, ge=1, description="devices asked per round; without it, every device that is ready"
+    )
+    quorum: int = Field(2, ge=1, description="updates without which a round is not closed but asked again")
+    min_devices: int = Field(2, ge=1, description="devices that must be ready before a round is opened")
+    deadline_s: float = Field(600, gt=0, description="seconds after which a round closes with what has arrived")
+    personalize_deadline_s: float = Field(
+        600, gt=0, description="the same for the personalization after the last round"
+    )
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.cohort is not None and self.quorum > self.cohort:
+            raise ValueError(f"quorum {self.quorum} can never be met by a cohort of {self.cohort}")
+        if self.cohort is None and self.quorum > self.min_devices:
+            raise ValueError(
+                f"quorum {self.quorum} can never be met when a round may open with {self.min_devices} devices"
+            )
+        if self.cohort is not None and self.min_devices < self.quorum:
+            raise ValueError(f"min_devices {self.min_devices} is less than quorum {self.quorum}")
+        return self
+
+
+class TransferSettings(Settings):
+    """Bounds of what is in flight."""
+
+    window: int = Field(16, ge=1, le=256, description="chunks that one device may have under way")
+    granted_mib: float = Field(32, gt=0, description="bytes granted to all devices together at any time, MiB")
+    stall_s: float = Field(
+        10, gt=0, description="seconds without progress after which missing chunks are asked for again"
+    )
+
+
+class PartitionSettings(Settings):
+    """How a data set is divided over emulated devices. Real devices have their own data: kind `whole`."""
+
+    kind: Literal["whole", "iid", "dirichlet", "classes", "natural"] = Field(
+        "whole",
+        description="`iid`; `dirichlet`: label skew with `alpha`; `classes`: `classes` classes each; `natural`: by owner",
+    )
+    devices: int = Field(1, ge=1, description="parts")
+    index: int = Field(0, ge=0, description="which part is ours")
+    alpha: float = Field(0.3, gt=0, description="concentration of the Dirichlet distribution: small is skewed")
+    classes: int = Field(2, ge=1, description="classes per device, with kind `classes`")
+    min_examples: int = Field(10, ge=1, description="a part with fewer is drawn again")
+    seed: int = Field(0, ge=0, description="seed of the partition: the same on every device")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.index >= self.devices:
+            raise ValueError(f"index {self.index} is not one of {self.devices} devices (0 to {self.devices - 1})")
+        return self
+
+
+class DataSettings(Settings):
+    """What a device learns from. It never leaves the device."""
+
+    source: str = Field(
+        "digits",
+        description="digits, mnist, fashion-mnist, cifar10, npz, images, csv, or package.module:callable",
+    )
+    path: Path | None = Field(None, description="file or folder of the source; relative ones also below TALARIA_DATA")
+    options: dict[str, Hyperparameter] = Field(default_factory=dict, description="keyword arguments of the source")
+    partition: PartitionSettings = PartitionSettings()
+    validation: float = Field(0.15, gt=0, lt=1, description="share of the examples that every decision is taken on")
+    test: float = Field(0.2, gt=0, lt=1, description="share held out for evaluation, unless the source has its own")
+    seed: int = Field(0, ge=0, description="seed of the split")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
+        return self
+
+
+class FleetSettings(Settings):
+    """The emulated fleet of `talaria-lab`."""
+
+    devices: int = Field(8, ge=1, le=100_000, description="emulated devices")
+    profiles: tuple[str, ...] = Field(("container",), min_length=1, description="firmware profiles, dealt out in turn")
+
+
+class RunConfig(Settings):
+    """One run: read by `talaria-coordinator` and by `talaria-lab`."""
+
+    run: RunSettings = RunSettings()
+    broker: BrokerSettings = BrokerSettings()
+    model: ModelSettings = ModelSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    rounds: RoundSettings = RoundSettings()
+    transfer: TransferSettings = TransferSettings()
+    data: DataSettings = DataSettings()
+    fleet: FleetSettings = FleetSettings()
+
+
+class AgentConfig(Settings):
+    """One device: read by `talaria-agent`."""
+
+    device: TopicName = Field(description="this device's name: unique in its fleet")
+    fleet: TopicName = Field("talaria", description="the fleet it belongs to")
+    profile: str = Field("container", description="firmware profile: a name, or a path to a TOML file")
+    threads: int | None = Field(None, ge=1, description="compute threads, where the profile's are not wanted")
+    state_dir: Path = Field(Path("talaria-state"), description="what the device remembers; must survive a reboot")
+    trust: tuple[str, ...] = Field(
+        (), description="package.module:name of models and algorithms that a coordinator may ask this device to import"
+    )
+    broker: BrokerSettings = BrokerSettings(url="mqtt://localhost")
+    data: DataSettings = DataSettings()
+    stall_s: float = Field(
+        10, gt=0, description="seconds without progress after which missing chunks are asked for again"
+    )
+
+    @field_validator("broker")
+    @classmethod
+    def _real_broker(cls, broker: BrokerSettings) -> BrokerSettings:
+        if broker.url == "embedded":
+            raise ValueError("the embedded broker belongs to the coordinator: give its mqtt:// url here")
+        return broker

@@ -1,0 +1,115 @@
+"""Firmware profiles: what one class of hardware can do, read from firmware_profiles/*.toml."""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import ConfigError
+from shared.plugins import nearest
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(Section):
+    enabled: bool = Field(True, description="false: this class of device only infers")
+    threads: int = Field(1, ge=1, description="compute threads of the trainer")
+    batch_size: int = Field(32, ge=1, description="upper bound of the local batch")
+    memory_mib: int = Field(
+        512, ge=0, description="memory that the trainer process may allocate; beyond it the round fails"
+    )
+    keep_warm: bool = Field(True, description="keep the training library loaded between rounds (about 220 MB)")
+
+
+class Link(Section):
+    kind: Literal["loopback", "ethernet", "wifi", "lte", "lte-m", "nb-iot"] = "ethernet"
+    max_packet: int = Field(122_880, ge=1024, description="bytes of the largest MQTT packet that the device handles")
+    keepalive_s: int = Field(60, ge=5, le=3600, description="MQTT keepalive")
+
+
+class Inference(Section):
+    providers: tuple[str, ...] = Field(
+        ("CPUExecutionProvider",), min_length=1, description="ordered; first available wins"
+    )
+    threads: int = Field(1, ge=1, description="threads of one inference")
+    channel_multiple: int = Field(
+        8, ge=1, description="kept channels are rounded up to this: what the runtime's kernels like"
+    )
+
+    @model_validator(mode="after")
+    def _fallback(self) -> Self:
+        if self.providers[-1] != "CPUExecutionProvider":
+            raise ValueError("the last of inference.providers must be CPUExecutionProvider, which is always there")
+        return self
+
+
+class Health(Section):
+    """Training is refused beyond these, and allowed again below the resume value. What cannot be read does not count."""
+
+    max_temperature_c: float = Field(80, description="hottest thermal zone")
+    resume_temperature_c: float = Field(70, description="training is allowed again below this")
+    min_battery_pct: float = Field(0, ge=0, le=100, description="lowest charge while not on mains")
+    max_load_per_core: float = Field(4.0, gt=0, description="one-minute load average per core, without our own trainer")
+    min_available_mib: int = Field(64, ge=0, description="memory that must be available beside the trainer's budget")
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> Self:
+        if self.resume_temperature_c > self.max_temperature_c:
+            raise ValueError("resume_temperature_c must not exceed max_temperature_c")
+        return self
+
+
+class Profile(Section):
+    """One class of hardware. `id` is the file's name."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    title: str
+    sources: tuple[str, ...] = Field(
+        (), description="where the values come from; `estimate` where they were not measured"
+    )
+    cores: int = Field(ge=1)
+    memory_mib: int = Field(ge=1, description="memory of the whole device")
+    training: Training = Training()
+    link: Link = Link()
+    inference: Inference = Inference()
+    health: Health = Health()
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.training.enabled and not 0 < self.training.memory_mib <= 0.9 * self.memory_mib:
+            raise ValueError(
+                f"training.memory_mib {self.training.memory_mib} must be above 0 and leave a tenth of memory_mib "
+                f"{self.memory_mib} to the system"
+            )
+        for name, threads in (("training", self.training.threads), ("inference", self.inference.threads)):
+            if threads > self.cores:
+                raise ValueError(f"{name}.threads {threads} is more than the {self.cores} cores")
+        return self
+
+
+def profile_names() -> list[str]:
+    """Names of the profiles that come with the package, sorted."""
+    files = resources.files("firmware_profiles").iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
+
+
+def load_profile(name: str) -> Profile:
+    """The profile of that name, or of the TOML file at that path. ConfigError names what is wrong with it."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        text = path.read_text() if path.is_file() else None
+    else:
+        known = profile_names()
+        text = (resources.files("firmware_profiles") / f"{name}.toml").read_text() if name in known else None
+    if text is None:
+        raise ConfigError(
+            f"unknown profile {name!r}{nearest(name, profile_names())}; use one of {', '.join(profile_names())}"
+        )
+    try:
+        return Profile.model_validate(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ConfigError(f"profile {name!r}: {error}") from error
