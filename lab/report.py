@@ -1,0 +1,172 @@
+"""The end of a run: a table for the terminal and a page for people, both from the same summary."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from lab import plots
+from lab.summary import DeviceSummary, RunSummary
+
+MISSING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Table:
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    footer: tuple[str, ...] = ()
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units: 512 B, 4.1 kB, 44.7 MB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def device_table(summary: RunSummary, profiles: Mapping[str, str]) -> Table:
+    """One row per device; the last line holds plain means and sums."""
+    header = (
+        "device",
+        "profile",
+        "examples",
+        "accuracy global",
+        "accuracy own",
+        "parameters kept",
+        "MACs kept",
+        "channels kept",
+        "up (dense FedAvg)",
+        "down (dense FedAvg)",
+        "ONNX (dense)",
+        "latency (dense)",
+    )
+    rows = tuple(
+        (
+            row.device,
+            profiles.get(row.device, MISSING),
+            str(row.examples),
+            percent(row.metrics.get("accuracy_global")),
+            percent(row.metrics.get("accuracy")),
+            percent(row.share("parameters")),
+            percent(row.share("macs")),
+            percent(row.share("channels")),
+            _moved(row.metrics.get("bytes_up"), row.dense_up),
+            _moved(row.metrics.get("bytes_down"), row.dense_down),
+            _beside(row, "onnx_bytes", size),
+            _beside(row, "latency_ms", lambda value: f"{value:.3f} ms"),
+        )
+        for row in summary.devices
+    )
+    return Table(header, rows, _footer(summary) if rows else ())
+
+
+def _moved(count: float | None, dense: int) -> str:
+    return f"{MISSING if count is None else size(count)} ({size(dense)})"
+
+
+def _beside(row: DeviceSummary, name: str, show: Callable[[float], str]) -> str:
+    own, dense = row.metrics.get(name), row.metrics.get(f"{name}_dense")
+    return MISSING if own is None else f"{show(own)} ({MISSING if dense is None else show(dense)})"
+
+
+def _mean_share(summary: RunSummary, name: str) -> float | None:
+    shares = [share for row in summary.devices if (share := row.share(name)) is not None]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _footer(summary: RunSummary) -> tuple[str, ...]:
+    def total(name: str) -> float:
+        return sum(row.metrics.get(name, 0) for row in summary.devices)
+
+    return (
+        "fleet",
+        "",
+        str(sum(row.examples for row in summary.devices)),
+        percent(summary.mean("accuracy_global")),
+        percent(summary.mean("accuracy")),
+        percent(_mean_share(summary, "parameters")),
+        percent(_mean_share(summary, "macs")),
+        percent(_mean_share(summary, "channels")),
+        _moved(total("bytes_up"), sum(row.dense_up for row in summary.devices)),
+        _moved(total("bytes_down"), sum(row.dense_down for row in summary.devices)),
+        percent(_mean_share(summary, "onnx_bytes")),
+        percent(_mean_share(summary, "latency_ms")),
+    )
+
+
+def write_report(
+    path: Path,
+    summary: RunSummary,
+    *,
+    title: str,
+    lead: str,
+    profiles: Mapping[str, str],
+    settings: str,
+    class_counts: Mapping[str, Sequence[int]],
+    classes: Sequence[str],
+) -> None:
+    """Write the self-contained page: no script, no font, no picture from elsewhere."""
+    model_bytes = summary.devices[0].model_bytes if summary.devices else 0
+    drawings = [
+        (
+            "What each device holds",
+            "Training examples by class. No two devices see the same world.",
+            plots.examples_by_class(class_counts, classes),
+        ),
+        (
+            "Accuracy over the rounds",
+            "Each thin line is a device's own model, before that round's training.",
+            plots.accuracy_by_round(summary),
+        ),
+        (
+            "What personalization gives",
+            "The last global model beside the device's own pruned one.",
+            plots.accuracy_by_device(summary),
+        ),
+        (
+            "What pruning leaves",
+            "Of the dense model, per device; latency measured in ONNX Runtime.",
+            plots.shares_by_device(summary),
+        ),
+        (
+            "Bytes on the way",
+            "Payloads of the whole fleet, both directions.",
+            plots.bytes_by_round(summary, model_bytes),
+        ),
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((resources.files("lab") / "report.html.j2").read_text())
+    page = template.render(
+        title=title,
+        lead=lead,
+        tiles=_tiles(summary),
+        plots=[{"title": name, "note": note, "svg": svg} for name, note, svg in drawings],
+        table=device_table(summary, profiles),
+        absent=summary.absent,
+        settings=settings,
+    )
+    path.write_text(page)
+
+
+def _tiles(summary: RunSummary) -> list[dict[str, str]]:
+    moved = sum(row.metrics.get("bytes_up", 0) + row.metrics.get("bytes_down", 0) for row in summary.devices)
+    dense = sum(row.dense_up + row.dense_down for row in summary.devices)
+    worst = min((row.metrics["accuracy"] for row in summary.devices if "accuracy" in row.metrics), default=None)
+    return [
+        {"value": percent(summary.mean("accuracy")), "label": "mean accuracy of the devices' own models"},
+        {"value": percent(summary.mean("accuracy_global")), "label": "mean accuracy of the global model"},
+        {"value": percent(worst), "label": "worst device, own model"},
+        {"value": percent(_mean_share(summary, "parameters")), "label": "of the parameters kept, mean"},
+        {
+            "value": f"{dense / moved:.1f}\N{MULTIPLICATION SIGN}" if moved else MISSING,
+            "label": "fewer bytes than dense float32 FedAvg",
+        },
+    ]

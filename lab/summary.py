@@ -1,0 +1,122 @@
+"""What a run came to, read from its journal: one row per device, one point per round. Pure; no plots, no printing."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from shared.errors import StateError
+
+
+@dataclass(frozen=True)
+class DeviceSummary:
+    """One device at the end of a run.
+
+    rounds         rounds in which its update was accepted
+    metrics        what it reported after personalization (accuracies, parameters, MACs, bytes, latencies)
+    model_bytes    the whole model in float32: what dense FedAvg moves per round and direction
+    """
+
+    device: str
+    examples: int
+    rounds: int
+    metrics: Mapping[str, float]
+    model_bytes: int
+
+    @property
+    def dense_up(self) -> int:
+        """Bytes that dense float32 FedAvg would have sent up for the same rounds."""
+        return self.rounds * self.model_bytes
+
+    @property
+    def dense_down(self) -> int:
+        """The same, down: a model per round, and the final one."""
+        return (self.rounds + 1) * self.model_bytes
+
+    def share(self, name: str) -> float | None:
+        """`name` as a share of `name_dense`, for example of the parameters; None where either was not reported."""
+        own, dense = self.metrics.get(name), self.metrics.get(f"{name}_dense")
+        return own / dense if own is not None and dense else None
+
+
+@dataclass(frozen=True)
+class RoundPoint:
+    """One closed round: accuracies of the devices' own models before training, and what it moved, in bytes."""
+
+    number: int
+    accuracy: Mapping[str, float]
+    accuracy_global: Mapping[str, float]
+    kept: Mapping[str, float]
+    bytes_up: int
+    bytes_down: int
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    rounds: tuple[RoundPoint, ...]
+    devices: tuple[DeviceSummary, ...]
+    absent: tuple[str, ...] = field(default=())
+    """Devices that took part but never reported after personalization."""
+
+    def mean(self, name: str) -> float | None:
+        """Plain mean of a metric over the devices that reported it."""
+        values = [row.metrics[name] for row in self.devices if name in row.metrics]
+        return fmean(values) if values else None
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The journal's entries, in order. StateError names the line that is not one."""
+    entries = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise StateError(f"{path}, line {number}: not a journal entry ({error.msg})") from error
+    return entries
+
+
+def summarize(journal: list[dict[str, Any]], *, model_bytes: int) -> RunSummary:
+    """Fold a journal into a summary; `model_bytes` is the size of the dense float32 model."""
+    rounds = [entry for entry in journal if entry["event"] == "round"]
+    reports = {
+        entry["device"]: entry
+        for personalized in journal
+        if personalized["event"] == "personalized"
+        for entry in personalized["devices"]
+    }
+    accepted = {device: 0 for entry in rounds for device in entry["cohort"]}
+    for entry in rounds:
+        for update in entry["accepted"]:
+            accepted[update["device"]] = accepted.get(update["device"], 0) + 1
+    return RunSummary(
+        rounds=tuple(_point(entry) for entry in rounds),
+        devices=tuple(
+            DeviceSummary(
+                device=device,
+                examples=reports[device]["examples"],
+                rounds=accepted.get(device, 0),
+                metrics=reports[device]["metrics"],
+                model_bytes=model_bytes,
+            )
+            for device in sorted(reports)
+        ),
+        absent=tuple(sorted(set(accepted) - set(reports))),
+    )
+
+
+def _point(entry: Mapping[str, Any]) -> RoundPoint:
+    def metric(name: str) -> dict[str, float]:
+        return {update["device"]: update["metrics"][name] for update in entry["accepted"] if name in update["metrics"]}
+
+    return RoundPoint(
+        number=entry["round"],
+        accuracy=metric("accuracy"),
+        accuracy_global=metric("accuracy_global"),
+        kept=metric("kept"),
+        bytes_up=entry["bytes_up"],
+        bytes_down=entry["bytes_down"],
+        wall_s=entry["wall_s"],
+    )
