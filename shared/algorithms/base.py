@@ -11,20 +11,24 @@ from torch import nn
 
 from shared.aggregation import Accumulator, Overlap, WeightedMean
 from shared.channels import ChannelLayout
-from shared.tensors import Subnet, Tensors, state_tensors
+from shared.partition import batch_norm_names
+from shared.tensors import Masks, Subnet, Tensors, load_tensors, state_tensors
 from shared.training import Split, sgd
 
 
 class Hyperparameters(BaseModel):
-    """Settings that every algorithm has; an algorithm's own class adds to them. Validated in the configuration."""
+    """Settings that every algorithm has; an algorithm's own class adds to them, or gives them other defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(2, ge=0, description="local epochs per round")
     lr: float = Field(0.05, gt=0, description="learning rate of the local SGD")
     batch_size: int = Field(16, ge=1, description="examples per local step; a device's profile may lower it")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum inside one round; never carried across rounds")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the local SGD")
+    finetune_epochs: int = Field(
+        0, ge=0, description="epochs on the device's own data after the last round, for its own model; never uploaded"
+    )
     weighting: Literal["samples", "uniform"] = Field(
         "samples", description="what an update weighs in the mean: its training examples, or 1"
     )
@@ -38,71 +42,63 @@ class DeviceRound:
     """Everything one device has in hand during one round.
 
     number      the round, from 1
-    model       a module of the run's architecture: received shared tensors, and this device's own local ones
+    final       after the last round: what is trained now is the device's own, and nothing will be uploaded
+    initial     the run's initial model: dense, identical on every device, not to be changed
+    model       the network in hand. It comes as the initial model with this device's local tensors in it; `receive`
+                adds what was received, and may cut it down to the channels of `held`
     received    the shared tensors as downloaded: the anchor for proximal terms
     layout      channel groups of the dense model; None unless the algorithm prunes
-    memory      group -> tensors: what this device remembers between rounds. "local" (names that are not shared) is
-                kept by the worker; every other group is the algorithm's own. Saved after every round; never travels
-    train       training split; every decision taken on the device uses `validation`; the test split decides nothing
+    held        channels that `model` consists of; None: all. Remembered between rounds by the worker
+    memory      group -> tensors: what the algorithm remembers between rounds. Saved after every round; never travels.
+                The groups "local" (names that are not shared) and "held" are kept by the worker
+    train       training split
+    validation  what every decision taken on the device is taken on; the test split decides nothing
+    multiple    channel counts are kept in multiples of this: what the device's runtime likes
     generator   source of all randomness of this round
     check_time  called between batches; raises OutOfTime when the round's deadline has passed
     """
 
     number: int
+    final: bool
+    initial: nn.Module
     model: nn.Module
     received: Subnet
     layout: ChannelLayout | None
+    held: Masks | None
     memory: dict[str, Tensors]
     train: Split
     validation: Split
+    multiple: int
     generator: torch.Generator
     check_time: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Update:
-    """What a device sends back.
-
-    subnet  float32 tensors (integers for counters), cut down to the held channels
-    weight  what the update weighs in the mean, >= 0
-    """
-
-    subnet: Subnet
-    weight: float
-
-
-def everything(model: nn.Module) -> frozenset[str]:
+def everything(model: nn.Module, hp: Any) -> frozenset[str]:
     """Every name of the model's state travels."""
     return frozenset(model.state_dict())
 
 
-def as_received(round_: DeviceRound, hp: Any) -> None:
-    """The model already holds what was received and what is local: nothing to do."""
+def received_as_is(round_: DeviceRound, hp: Any) -> None:
+    """What was received takes its place in the model."""
+    load_tensors(round_.model, round_.received.tensors)
 
 
-def sgd_on_everything(round_: DeviceRound, hp: Any) -> None:
+def train(round_: DeviceRound, hp: Any) -> None:
     """`epochs` epochs of SGD on every parameter (FedAvg's local update)."""
-    sgd(
-        round_.model,
-        round_.train,
-        epochs=hp.epochs,
-        lr=hp.lr,
-        batch_size=hp.batch_size,
-        momentum=hp.momentum,
-        weight_decay=hp.weight_decay,
-        generator=round_.generator,
-        check_time=round_.check_time,
-    )
+    _sgd(round_.model, round_, hp, hp.epochs)
 
 
 def upload_received(round_: DeviceRound, hp: Any) -> Subnet:
     """The names that were received, as they are in the model now: built from the shared names, never `all minus`."""
-    return Subnet(state_tensors(round_.model, round_.received.tensors))
+    return Subnet(state_tensors(round_.model, round_.received.tensors), round_.held)
 
 
-def as_trained(round_: DeviceRound, hp: Any) -> nn.Module:
-    """The model in hand: shared tensors as received plus this device's own."""
-    return copy.deepcopy(round_.model)
+def finetuned(round_: DeviceRound, hp: Any) -> nn.Module:
+    """A copy of the model in hand; after the last round, `finetune_epochs` epochs of SGD on it."""
+    model = copy.deepcopy(round_.model)
+    if round_.final:
+        _sgd(model, round_, hp, hp.finetune_epochs)
+    return model
 
 
 def weighted_mean(layout: ChannelLayout | None, hp: Any) -> Accumulator:
@@ -115,10 +111,11 @@ class Algorithm:
     """One federated algorithm, both sides. Functions that take `hp` get the validated `hyperparameters`.
 
     share        which state_dict names travel; the rest never leave the device
-    receive      device: turn what was received and remembered into `round.model`, before anything is trained
-    train        device: one round of local work; mutates round.model and round.memory
-    upload       device: what goes back
-    personalize  device: the model to evaluate and export; a new module, the round untouched
+    receive      device: what was received (and is remembered) becomes `round.model`; trains nothing
+    train        device: one round of local work; mutates round.model, round.held and round.memory
+    upload       device: what goes back, of the shared names only
+    personalize  device: the model to evaluate and to put into service: a new module with the channels `round.held`.
+                 Leaves model and memory untouched; the generator that it sees is a copy
     aggregate    coordinator: a fresh accumulator per round
     prunes       its subnets may hold only some channels, so the model's channel layout must be resolved
     """
@@ -126,10 +123,30 @@ class Algorithm:
     name: str
     paper: str
     hyperparameters: type[Hyperparameters] = Hyperparameters
-    share: Callable[[nn.Module], frozenset[str]] = everything
-    receive: Callable[[DeviceRound, Any], None] = as_received
-    train: Callable[[DeviceRound, Any], None] = sgd_on_everything
+    share: Callable[[nn.Module, Any], frozenset[str]] = everything
+    receive: Callable[[DeviceRound, Any], None] = received_as_is
+    train: Callable[[DeviceRound, Any], None] = train
     upload: Callable[[DeviceRound, Any], Subnet] = upload_received
-    personalize: Callable[[DeviceRound, Any], nn.Module] = as_trained
+    personalize: Callable[[DeviceRound, Any], nn.Module] = finetuned
     aggregate: Callable[[ChannelLayout | None, Any], Accumulator] = weighted_mean
     prunes: bool = False
+
+
+def shared_names(algorithm: Algorithm, model: nn.Module, hp: Hyperparameters) -> frozenset[str]:
+    """The names that travel, on both sides: the algorithm's, without BatchNorm's where `batch_norm` is local."""
+    names = algorithm.share(model, hp)
+    return names - batch_norm_names(model) if hp.batch_norm == "local" else names
+
+
+def _sgd(model: nn.Module, round_: DeviceRound, hp: Hyperparameters, epochs: int) -> None:
+    sgd(
+        model,
+        round_.train,
+        epochs=epochs,
+        lr=hp.lr,
+        batch_size=hp.batch_size,
+        momentum=hp.momentum,
+        weight_decay=hp.weight_decay,
+        generator=round_.generator,
+        check_time=round_.check_time,
+    )

@@ -1,0 +1,70 @@
+"""One task as the supervisor hands it to the trainer, and what comes back: files and two records, no torch.
+
+The trainer writes into `Job.out`, a fresh folder:
+
+| file             | when         | holds                                                                             |
+|------------------|--------------|-----------------------------------------------------------------------------------|
+| outcome.json     | always       | Outcome                                                                           |
+| memory.payload   | it succeeded | what the device remembers; tensors named `group/tensor`                           |
+| update.payload   | train        | what is offered to the coordinator                                                |
+| personal.payload | personalize  | the device's own model, cut down to the channels it holds, and which those are    |
+| reference.npz    | personalize  | `inputs` (float32, at most 64 of the validation split) and the `logits` (float32) |
+|                  |              | that the personal model answers them with                                         |
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.config import DataSettings
+from shared.messages import Identifier, Metrics, Task, Text
+from shared.profiles import Profile
+from shared.topics import NAME
+
+OUTCOME = "outcome.json"
+MEMORY = "memory.payload"
+UPDATE = "update.payload"
+PERSONAL = "personal.payload"
+REFERENCE = "reference.npz"
+
+SUCCEEDED = "succeeded"
+
+
+class Job(BaseModel):
+    """Everything the trainer needs for one task."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    device: str = Field(pattern=f"^{NAME}$")
+    payload: Path = Field(description="the download that task.payload announced, verified")
+    memory: Path | None = Field(description="memory.payload of the last task of this run; None: nothing remembered")
+    out: Path = Field(description="existing, empty folder for the results")
+    data: DataSettings
+    profile: Profile
+    threads: int = Field(ge=1, description="compute threads")
+    trust: tuple[str, ...] = Field((), description="package.module:name that a plan may ask to import")
+    deadline_s: float = Field(gt=0, description="seconds from the start of the work until it is of no more use")
+
+
+class Outcome(BaseModel):
+    """How a job ended.
+
+    code      `succeeded`, or the code of the error (shared.errors) that ended it
+    reason    the error's text: the value and the remedy
+    examples  training examples of this device
+    metrics   what is reported to the coordinator; empty unless it succeeded. `accuracy` and `loss` of the model in hand
+              before this round's training, and `accuracy_global` of a model without anything of this device's own,
+              on the test split; channels and parameters held, beside those of the dense model (`..._dense`)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    code: Identifier = SUCCEEDED
+    reason: Text = ""
+    examples: int = 0
+    metrics: Metrics = {}
+
+    @property
+    def succeeded(self) -> bool:
+        return self.code == SUCCEEDED
