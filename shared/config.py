@@ -8,16 +8,37 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from shared.errors import ConfigError
 from shared.messages import Hyperparameter
-from shared.topics import NAME
+from shared.profiles import load_profile
+from shared.topics import check_name
 
-TopicName = Annotated[str, StringConstraints(pattern=f"^{NAME}$")]
+
+def _topic_name(name: str) -> str:
+    try:
+        return check_name("name", name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _known_profile(name: str) -> str:
+    try:
+        load_profile(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+TopicName = Annotated[str, AfterValidator(_topic_name)]
+ProfileName = Annotated[str, AfterValidator(_known_profile)]
+FilePath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""Relative to the working directory, wherever the configuration file lies; `~` is the home directory."""
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BrokerSettings(Settings):
@@ -27,13 +48,23 @@ class BrokerSettings(Settings):
         "embedded",
         description="`embedded` starts a Mosquitto as a child process; otherwise mqtt://host[:port] or mqtts://host[:port]",
     )
-    username: str | None = Field(None, description="user name, where the broker asks for one")
-    password_file: Path | None = Field(
-        None, description="file whose first line is the password; never the password itself"
+    username: str | None = Field(None, description="user name, where the broker asks for one", examples=["talaria"])
+    password_file: FilePath | None = Field(
+        None,
+        description="file whose first line is the password; never the password itself",
+        examples=["/etc/talaria/password"],
     )
-    ca_file: Path | None = Field(None, description="PEM file of the authority that signed the broker's certificate")
-    cert_file: Path | None = Field(None, description="PEM file of our own certificate")
-    key_file: Path | None = Field(None, description="PEM file of our own private key")
+    ca_file: FilePath | None = Field(
+        None,
+        description="PEM file of the authority that signed the broker's certificate",
+        examples=["/etc/talaria/ca.pem"],
+    )
+    cert_file: FilePath | None = Field(
+        None, description="PEM file of our own certificate", examples=["/etc/talaria/client.pem"]
+    )
+    key_file: FilePath | None = Field(
+        None, description="PEM file of our own private key", examples=["/etc/talaria/client.key"]
+    )
     keepalive_s: int = Field(60, ge=5, le=3600, description="seconds of silence after which the connection is probed")
 
     @field_validator("url")
@@ -66,10 +97,12 @@ class RunSettings(Settings):
     seed: int = Field(
         0, ge=0, lt=2**63, description="seed of model initialization, cohort selection and local training"
     )
-    directory: Path = Field(Path("runs"), description="each run gets a folder in here: state, journal, report")
+    directory: FilePath = Field(Path("runs"), description="each run gets a folder in here: state, journal, report")
 
 
 class ModelSettings(Settings):
+    """The network that is trained."""
+
     name: str = Field("smallcnn", description="a model of the zoo, or package.module:callable")
     options: dict[str, Hyperparameter] = Field(
         default_factory=dict, description="keyword arguments of the model, for example classes = 10"
@@ -79,7 +112,9 @@ class ModelSettings(Settings):
 class AlgorithmSettings(BaseModel):
     """The algorithm's name; every other key is one of its hyperparameters, checked against the algorithm itself."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Hyperparameter]
+
     name: str = Field("hermes", description="one of the algorithms, or package.module:ALGORITHM")
 
     @property
@@ -92,7 +127,7 @@ class RoundSettings(Settings):
 
     count: int = Field(10, ge=1, le=1_000_000, description="rounds to run")
     cohort: int | None = Field(
-        None, ge=1, description="devices asked per round; without it, every device that is ready"
+        None, ge=1, description="devices asked per round; without it, every device that is ready", examples=[10]
     )
     quorum: int = Field(2, ge=1, description="updates without which a round is not closed but asked again")
     min_devices: int = Field(2, ge=1, description="devices that must be ready before a round is opened")
@@ -104,13 +139,14 @@ class RoundSettings(Settings):
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         if self.cohort is not None and self.quorum > self.cohort:
-            raise ValueError(f"quorum {self.quorum} can never be met by a cohort of {self.cohort}")
+            raise ValueError(f"quorum {self.quorum} can never be met by a cohort of {self.cohort}: raise cohort")
         if self.cohort is None and self.quorum > self.min_devices:
             raise ValueError(
-                f"quorum {self.quorum} can never be met when a round may open with {self.min_devices} devices"
+                f"quorum {self.quorum} can never be met when a round may open with {self.min_devices} devices: "
+                "raise min_devices"
             )
         if self.cohort is not None and self.min_devices < self.quorum:
-            raise ValueError(f"min_devices {self.min_devices} is less than quorum {self.quorum}")
+            raise ValueError(f"min_devices {self.min_devices} is less than quorum {self.quorum}: raise it")
         return self
 
 
@@ -129,7 +165,7 @@ class PartitionSettings(Settings):
 
     kind: Literal["whole", "iid", "dirichlet", "classes", "natural"] = Field(
         "whole",
-        description="`iid`; `dirichlet`: label skew with `alpha`; `classes`: `classes` classes each; `natural`: by owner",
+        description="all of it, evenly, by label skew (`alpha`), `classes` classes each, or by its natural owners",
     )
     devices: int = Field(1, ge=1, description="parts")
     index: int = Field(0, ge=0, description="which part is ours")
@@ -152,17 +188,38 @@ class DataSettings(Settings):
         "digits",
         description="digits, mnist, fashion-mnist, cifar10, npz, images, csv, or package.module:callable",
     )
-    path: Path | None = Field(None, description="file or folder of the source; relative ones also below TALARIA_DATA")
+    path: FilePath | None = Field(
+        None,
+        description="file or folder of the source; a relative one is also looked for below TALARIA_DATA; {index} or "
+        "{index:02d} in it stands for data.partition.index",
+        examples=["mnist-dirichlet-20/client-{index:02d}.npz"],
+    )
     options: dict[str, Hyperparameter] = Field(default_factory=dict, description="keyword arguments of the source")
+    mean: tuple[float, ...] | None = Field(
+        None,
+        description="subtracted from raw inputs, one value or one per channel; without it, as docs/data.md says",
+        examples=[[127.5]],
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, description="what they are then divided by, one value or one per channel", examples=[[127.5]]
+    )
     partition: PartitionSettings = PartitionSettings()
     validation: float = Field(0.15, gt=0, lt=1, description="share of the examples that every decision is taken on")
     test: float = Field(0.2, gt=0, lt=1, description="share held out for evaluation, unless the source has its own")
+    max_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="at most so many training examples of each class: emulates a device that has seen little",
+        examples=[20],
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on")
+        if (self.mean is None) != (self.std is None) or (self.mean and self.std and len(self.mean) != len(self.std)):
+            raise ValueError("mean and std belong together: give both, of the same length, or neither")
         return self
 
 
@@ -170,7 +227,9 @@ class FleetSettings(Settings):
     """The emulated fleet of `talaria-lab`."""
 
     devices: int = Field(8, ge=1, le=100_000, description="emulated devices")
-    profiles: tuple[str, ...] = Field(("container",), min_length=1, description="firmware profiles, dealt out in turn")
+    profiles: tuple[ProfileName, ...] = Field(
+        ("container",), min_length=1, description="firmware profiles, dealt out in turn"
+    )
 
 
 class RunConfig(Settings):
@@ -185,15 +244,32 @@ class RunConfig(Settings):
     data: DataSettings = DataSettings()
     fleet: FleetSettings = FleetSettings()
 
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        parts = self.data.partition.devices
+        if parts not in (1, self.fleet.devices):
+            raise ValueError(
+                f"data.partition.devices {parts} contradicts fleet.devices {self.fleet.devices}: leave the first out, "
+                "an emulated fleet has as many parts as devices"
+            )
+        return self
+
+    def data_of(self, index: int) -> DataSettings:
+        """The data of one emulated device, 0 <= index < fleet.devices: its own part of the partition."""
+        part = self.data.partition.model_dump() | {"devices": self.fleet.devices, "index": index}
+        return self.data.model_copy(update={"partition": PartitionSettings(**part)})
+
 
 class AgentConfig(Settings):
     """One device: read by `talaria-agent`."""
 
     device: TopicName = Field(description="this device's name: unique in its fleet")
     fleet: TopicName = Field("talaria", description="the fleet it belongs to")
-    profile: str = Field("container", description="firmware profile: a name, or a path to a TOML file")
-    threads: int | None = Field(None, ge=1, description="compute threads, where the profile's are not wanted")
-    state_dir: Path = Field(Path("talaria-state"), description="what the device remembers; must survive a reboot")
+    profile: ProfileName = Field("container", description="firmware profile: a name, or a path to a TOML file")
+    threads: int | None = Field(
+        None, ge=1, description="compute threads, where the profile's are not wanted", examples=[2]
+    )
+    state_dir: FilePath = Field(Path("talaria-state"), description="what the device remembers; must survive a reboot")
     trust: tuple[str, ...] = Field(
         (), description="package.module:name of models and algorithms that a coordinator may ask this device to import"
     )

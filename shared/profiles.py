@@ -1,14 +1,14 @@
 """Firmware profiles: what one class of hardware can do, read from firmware_profiles/*.toml."""
 
-import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.errors import ConfigError
 from shared.plugins import nearest
+from shared.toml import bundled, bundled_names, read_toml
+from shared.validation import validate
 
 
 class Section(BaseModel):
@@ -48,7 +48,7 @@ class Inference(Section):
 
 
 class Health(Section):
-    """Training is refused beyond these, and allowed again below the resume value. What cannot be read does not count."""
+    """Training is refused beyond these, and allowed again below the resume value. What cannot be read is no reason."""
 
     max_temperature_c: float = Field(80, description="hottest thermal zone")
     resume_temperature_c: float = Field(70, description="training is allowed again below this")
@@ -93,23 +93,18 @@ class Profile(Section):
 
 def profile_names() -> list[str]:
     """Names of the profiles that come with the package, sorted."""
-    files = resources.files("firmware_profiles").iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in files if entry.name.endswith(".toml"))
+    return bundled_names("firmware_profiles")
 
 
 def load_profile(name: str) -> Profile:
     """The profile of that name, or of the TOML file at that path. ConfigError names what is wrong with it."""
-    if name.endswith(".toml"):
+    known = profile_names()
+    if name in known:
+        path = bundled("firmware_profiles", name)
+    elif name.endswith(".toml"):
         path = Path(name)
-        text = path.read_text() if path.is_file() else None
     else:
-        known = profile_names()
-        text = (resources.files("firmware_profiles") / f"{name}.toml").read_text() if name in known else None
-    if text is None:
         raise ConfigError(
-            f"unknown profile {name!r}{nearest(name, profile_names())}; use one of {', '.join(profile_names())}"
+            f"unknown profile {name!r}{nearest(name, known)}; use one of {', '.join(known)}, or a path to a .toml file"
         )
-    try:
-        return Profile.model_validate(tomllib.loads(text))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ConfigError(f"profile {name!r}: {error}") from error
+    return validate(Profile, read_toml(path), source=str(path))

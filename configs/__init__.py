@@ -1,0 +1,1 @@
+"""Runs and devices, configured: TOML files that come with the package (shared.settings.bundled_config)."""

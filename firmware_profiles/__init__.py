@@ -1,0 +1,1 @@
+"""One TOML file per class of hardware (shared.profiles.load_profile)."""
