@@ -1,0 +1,190 @@
+"""The mean of many partial models: what the coordinator makes of the updates of one round."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shared.channels import AxisUnits, ChannelLayout, Index, selection
+from shared.tensors import Array, Masks, Subnet, Tensors
+
+Axes: TypeAlias = tuple[AxisUnits | None, ...]
+
+BLOCK = 1 << 16
+"""Elements that are scattered at once: a buffer of 256 KiB, which stays in a core's cache."""
+
+
+class Overlap(StrEnum):
+    """Which coordinates of partial updates are averaged: those held by ANY update, or by ALL of them."""
+
+    ANY = "any"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device sends back.
+
+    subnet  float32 tensors (integers for counters), cut down to the held channels
+    weight  what the update weighs in the mean, >= 0
+    """
+
+    subnet: Subnet
+    weight: float
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The new global model.
+
+    tensors  dense, names, shapes and dtypes as before the round
+    valid    units whose coordinates were held by every update; elsewhere devices keep their own. None: all are valid
+    """
+
+    tensors: Tensors
+    valid: Masks | None = None
+
+
+class Accumulator(Protocol):
+    """Folds the updates of one round as they arrive. Its memory does not depend on how many there are."""
+
+    def add(self, update: Update) -> None:
+        """Fold one admitted update: names and shapes are those of the run. Nothing of it is kept, or written to."""
+
+    def result(self, previous: Tensors) -> Aggregate:
+        """The new global model after the last `add`; ends this accumulator. `previous` is not changed, but tensors
+        to which nobody contributed are shared with it."""
+
+
+@dataclass
+class _Sum:
+    """One tensor being averaged.
+
+    values   dense: sum of weight * value; for integers the maximum
+    whole    total weight of the updates that hold all of the tensor
+    partial  total weight of the others, by unit: dense on axes that have channels, 1 on all others; None: no others
+    """
+
+    values: Array
+    whole: float = 0.0
+    partial: npt.NDArray[np.float32] | None = None
+
+
+class WeightedMean:
+    """Per coordinate, sum(weight * value) / sum(weight) over the updates that hold it; without masks, FedAvg.
+
+    Where nobody holds a coordinate, or with Overlap.ALL not everybody, its previous value stays. Integer tensors
+    (BatchNorm's counters) become their maximum. Sums are float32 (float64 for float64 tensors), so the order of
+    arrival shows in the last bits only.
+    """
+
+    def __init__(self, layout: ChannelLayout | None, *, overlap: Overlap) -> None:
+        self._layout = layout
+        self._overlap = overlap
+        self._sums: dict[str, _Sum] = {}
+        self._valid: Masks | None = None
+
+    def add(self, update: Update) -> None:
+        held = update.subnet.held
+        if held is not None and all(mask.all() for mask in held.values()):
+            held = None
+        if held is not None:
+            before = self._valid
+            self._valid = {group: mask & before[group] if before else mask.copy() for group, mask in held.items()}
+        if update.weight == 0:
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+            for name, array in update.subnet.tensors.items():
+                kept = self._kept(name, held)
+                if self._layout is None or all(positions is None for positions in kept):
+                    self._add_whole(name, array, update.weight)
+                else:
+                    self._add_partial(name, array, kept, self._layout.axes[name], update.weight)
+
+    def result(self, previous: Tensors) -> Aggregate:
+        tensors = dict(previous)
+        for name, before in previous.items():
+            if (total := self._sums.pop(name, None)) is not None:
+                tensors[name] = self._mean(name, total, before)
+        return Aggregate(tensors, self._valid if self._overlap is Overlap.ALL else None)
+
+    def _add_whole(self, name: str, array: Array, weight: float) -> None:
+        if name not in self._sums:
+            self._sums[name] = _Sum(_lowest(array.shape, array.dtype))
+        total = self._sums[name]
+        if array.dtype.kind == "f":
+            torch.from_numpy(total.values).add_(torch.from_numpy(array), alpha=weight)
+        else:
+            np.maximum(total.values, array, out=total.values)
+        total.whole += weight
+
+    def _kept(self, name: str, held: Masks | None) -> tuple[Index | None, ...]:
+        if held is None:
+            return ()
+        if self._layout is None:
+            raise ValueError("a partial update cannot be placed without the model's channel layout")
+        return self._layout.index(name, held)
+
+    def _add_partial(self, name: str, array: Array, kept: tuple[Index | None, ...], axes: Axes, weight: float) -> None:
+        if name not in self._sums:
+            dense = tuple(size if units is None else len(units) for size, units in zip(array.shape, axes, strict=True))
+            self._sums[name] = _Sum(_lowest(dense, array.dtype))
+        total = self._sums[name]
+        if array.dtype.kind == "f":
+            _scatter(total.values, torch.from_numpy(array), kept, weight)
+        else:
+            place = selection(kept, total.values.shape)
+            total.values[place] = np.maximum(total.values[place], array)
+        if self._overlap is Overlap.ALL:
+            total.whole += weight  # what this update lacks will not be averaged at all
+            return
+        if total.partial is None:
+            total.partial = np.zeros(_unit_shape(total.values.shape, axes), np.float32)
+        _scatter(total.partial, torch.ones(()).expand(_unit_shape(array.shape, axes)), kept, weight)
+
+    def _mean(self, name: str, total: _Sum, before: Array) -> Array:
+        """The sum becomes the mean, in place."""
+        weights: Array = np.asarray(total.whole, np.float32)
+        if total.partial is not None:
+            weights = np.add(total.partial, weights, out=total.partial)
+        elif self._layout and self._overlap is Overlap.ALL and (kept := self._kept(name, self._valid)):
+            weights = np.zeros(_unit_shape(before.shape, self._layout.axes[name]), np.float32)
+            weights[selection(kept, weights.shape)] = total.whole
+        if total.values.dtype.kind == "f":
+            np.divide(total.values, weights, out=total.values, where=weights > 0)
+        np.copyto(total.values, before, where=weights == 0)
+        return total.values.astype(before.dtype, copy=False)
+
+
+def _lowest(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Where a sum starts (float32 or wider), or a maximum."""
+    if dtype.kind == "f":
+        return np.zeros(shape, max(dtype, np.dtype(np.float32)))
+    return np.full(shape, False if dtype.kind == "b" else np.iinfo(dtype).min, dtype)
+
+
+def _unit_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """`shape`, with 1 for axes without channels."""
+    return tuple(1 if units is None else size for size, units in zip(shape, axes, strict=True))
+
+
+def _scatter(target: Array, source: torch.Tensor, kept: tuple[Index | None, ...], weight: float) -> None:
+    """target[kept] += weight * source, where no temporary is larger than BLOCK elements or one row of the target.
+
+    Rows (along the first axis) are spread to full width in a buffer, then added where they belong.
+    """
+    rows, row = target.shape[0], target.shape[1:]
+    into = torch.from_numpy(target).view(rows, -1)
+    wanted = torch.arange(rows) if kept[0] is None else torch.from_numpy(kept[0])
+    columns = torch.from_numpy(np.arange(math.prod(row)).reshape(row)[selection(kept[1:], row)].ravel())
+    block = max(1, BLOCK // math.prod(row))
+    buffer = torch.zeros(block, math.prod(row), dtype=into.dtype)
+    for part, at in zip(torch.split(source.flatten(1), block), torch.split(wanted, block), strict=True):
+        spread = buffer[: len(part)].index_copy_(1, columns, part.to(into.dtype))
+        into.index_add_(0, at, spread, alpha=weight)
