@@ -1,0 +1,63 @@
+"""Who is asked: capability first, then fairness, then a seeded draw."""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from shared.messages import Capabilities
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What taking part in this run asks of a device.
+
+    memory_mib  what a trainer must at least be allowed to use
+    packet      bytes of the smallest packet limit that is still served
+    """
+
+    memory_mib: int = 0
+    packet: int = 0
+
+
+def unfit(capabilities: Capabilities | None, needs: Needs) -> str:
+    """Why a device cannot be asked; empty where it can. What it does not say does not count against it."""
+    if capabilities is None:
+        return ""
+    if not capabilities.train:
+        return capabilities.reason or "does not train"
+    if 0 < capabilities.memory_mib < needs.memory_mib:
+        return f"may use {capabilities.memory_mib} MiB for training, the model needs {needs.memory_mib} MiB"
+    if capabilities.max_packet < needs.packet:
+        return f"takes packets of {capabilities.max_packet} bytes, at least {needs.packet} are needed"
+    return ""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How often a device was asked in this run, and in which round last (0: never)."""
+
+    count: int = 0
+    last: int = 0
+
+
+def select(
+    candidates: Iterable[str],
+    size: int | None,
+    *,
+    turns: Mapping[str, Turns],
+    failures: Mapping[str, int],
+    draw: random.Random,
+) -> tuple[str, ...]:
+    """At most `size` of the candidates (None: all), sorted by name.
+
+    Those that did not fail in this round come first, then those that were asked least often, then those whose turn is
+    longest ago; `draw` decides among equals, the same for the same seed whatever the order of the candidates.
+    """
+    shuffled = sorted(candidates)
+    draw.shuffle(shuffled)
+
+    def rank(device: str) -> tuple[int, int, int]:
+        turn = turns.get(device, Turns())
+        return failures.get(device, 0), turn.count, turn.last
+
+    return tuple(sorted(sorted(shuffled, key=rank)[:size]))

@@ -1,0 +1,63 @@
+"""The twins: what the coordinator knows of each device, kept from its presence and its deeds."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from coordinator.events import DeviceOffline, DeviceOnline
+from shared.messages import Capabilities, Presence
+
+
+@dataclass
+class Twin:
+    """One device, as seen from here. Counters are since the start of this coordinator.
+
+    last_seen   seconds of the coordinator's monotonic clock
+    bytes_up    bytes of chunks received from the device
+    bytes_down  bytes that the device was told to fetch, and chunks sent to it again
+    """
+
+    device: str
+    online: bool = False
+    epoch: int = -1
+    capabilities: Capabilities | None = None
+    last_seen: float = 0.0
+    accepted: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Fleet:
+    """All devices that were ever heard of, by name."""
+
+    def __init__(self) -> None:
+        self._twins: dict[str, Twin] = {}
+
+    def __getitem__(self, device: str) -> Twin:
+        """The twin of a device; a new one where it was never heard of."""
+        return self._twins.setdefault(device, Twin(device))
+
+    @property
+    def online(self) -> list[Twin]:
+        return [twin for twin in self._twins.values() if twin.online]
+
+    def presence(self, device: str, presence: Presence, now: float) -> DeviceOnline | DeviceOffline | None:
+        """Take note; what the engine should hear of it, None where that is nothing new.
+
+        A message of an earlier epoch than the last one known is late: the broker tells of an agent's death only after
+        the keepalive, when its successor may long be there.
+        """
+        twin = self[device]
+        if presence.epoch < twin.epoch:
+            return None
+        changed = (twin.online, twin.epoch, twin.capabilities) != (
+            presence.online,
+            presence.epoch,
+            presence.capabilities if presence.online else twin.capabilities,
+        )
+        twin.epoch, twin.online, twin.last_seen = presence.epoch, presence.online, now
+        if not presence.online:
+            return DeviceOffline(device) if changed else None
+        twin.capabilities = presence.capabilities
+        return DeviceOnline(device, presence.capabilities)
