@@ -1,6 +1,7 @@
 """The round engine by hand: what it answers to each story of a round."""
 
 import pytest
+
 from coordinator.cohort import Needs
 from coordinator.engine import TRANSITIONS, RoundEngine, diagram
 from coordinator.events import (

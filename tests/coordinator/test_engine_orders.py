@@ -1,5 +1,9 @@
 """The round engine under every order of events: what must never happen does not."""
 
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
@@ -18,9 +22,6 @@ from coordinator.events import (
     UpdateAccepted,
     Verdict,
 )
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from shared.config import RoundSettings
 from shared.messages import Capabilities
 
