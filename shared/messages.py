@@ -188,10 +188,54 @@ class Receipt(Message):
     reason: Text = ""
 
 
+# --- inference on request -------------------------------------------------------------------------------------------
+
+
+class InferRequest(Message):
+    """Raw examples for the model in service on one device, as its data source would yield them."""
+
+    kind: Literal["infer"] = "infer"
+    id: Identifier
+    """Chosen by the client, repeated in the reply."""
+    shape: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**24)], ...], Field(min_length=2, max_length=8)]
+    """Examples first."""
+    data: Annotated[bytes, Field(min_length=4, max_length=2**24)]
+    """float32, little-endian, in C order."""
+
+
+class Prediction(Message):
+    """The best class of one example."""
+
+    label: Text
+    number: Annotated[int, Field(ge=0)]
+    """Its index among the model's classes."""
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
+class InferReply(Message):
+    """One prediction per example, or none and the reason."""
+
+    kind: Literal["inferred"] = "inferred"
+    id: Identifier
+    predictions: Annotated[tuple[Prediction, ...], Field(max_length=1024)] = ()
+    reason: Text = ""
+
+
 Uplink: TypeAlias = Annotated[Offer | Chunk | Want | Failure | Report, Field(discriminator="kind")]
 Downlink: TypeAlias = Annotated[Grant | Receipt | Chunk, Field(discriminator="kind")]
 AnyMessage: TypeAlias = Annotated[
-    CoordinatorState | Presence | Task | Offer | Chunk | Want | Failure | Report | Grant | Receipt,
+    CoordinatorState
+    | Presence
+    | Task
+    | Offer
+    | Chunk
+    | Want
+    | Failure
+    | Report
+    | Grant
+    | Receipt
+    | InferRequest
+    | InferReply,
     Field(discriminator="kind"),
 ]
 

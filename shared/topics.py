@@ -10,6 +10,8 @@ The sender is a level of the topic, enforced by the broker's ACL, never a field 
 | {fleet}/up/{shard}/{device}    | device      | no                    | Offer, Chunk, Want, Failure, Report         |
 | {fleet}/down/{device}          | coordinator | no                    | Grant, Receipt, Chunk                       |
 | {fleet}/blob/{digest}/{page}/{i} | coordinator | until the round closes | raw payload bytes of one chunk            |
+| {fleet}/infer/{device}         | a client    | no                    | InferRequest                                |
+| {fleet}/inferred/{device}      | device      | no                    | InferReply                                  |
 """
 
 import re
@@ -61,6 +63,12 @@ class Topics:
 
     def down(self, device: str) -> str:
         return f"{self.fleet}/down/{device}"
+
+    def infer(self, device: str) -> str:
+        return f"{self.fleet}/infer/{device}"
+
+    def inferred(self, device: str) -> str:
+        return f"{self.fleet}/inferred/{device}"
 
     def chunk(self, digest: str, page: int, index: int) -> str:
         return f"{self.fleet}/blob/{digest}/{page}/{index}"
