@@ -1,0 +1,250 @@
+"""Messages and payloads as bytes, and back. Bytes from outside become something valid, or MalformedMessage or
+MalformedPayload, whatever they are: no length in them is believed before it is checked, and nothing is executed.
+
+A message is one msgpack map: its fields, and the protocol version as `v`. A payload is
+
+    b"TLR1" | header length, u32 | header: msgpack map of PayloadHeader | zeros | tensor | zeros | tensor ...
+
+little-endian, each tensor raw in C order and starting at a multiple of 64 bytes, nothing after the last.
+"""
+
+import io
+import math
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Required, TypedDict, TypeVar, Unpack
+
+import msgpack
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from shared.errors import MalformedMessage, MalformedPayload
+from shared.messages import (
+    PROTOCOL,
+    CoordinatorState,
+    Downlink,
+    Message,
+    PayloadHeader,
+    Presence,
+    Task,
+    TensorSpec,
+    Uplink,
+)
+from shared.tensors import Array, Masks, Subnet, Tensors
+from shared.unpack import check_version, reason, unpack_map
+
+T = TypeVar("T")
+
+MAX_ITEMS = 1024
+"""Entries of one array or map in a message."""
+MAX_TENSORS = 65_536
+"""Entries of one array or map in a payload's header."""
+MAX_HEADER = 1 << 20
+"""Bytes of a payload's header: what parsing one may cost is bounded by this, not by its sender."""
+MAGIC = b"TLR1"
+ALIGNMENT = 64
+BLOCK = 1 << 18
+"""Elements that are checked at once."""
+
+
+def encode_message(message: Message) -> bytes:
+    """The message on the wire."""
+    encoded: bytes = msgpack.packb({"v": PROTOCOL, **message.model_dump()})
+    return encoded
+
+
+class Decoder(Generic[T]):
+    """Bytes -> a message of one of the kinds that a topic carries."""
+
+    def __init__(self, kinds: Any) -> None:
+        self._adapter: TypeAdapter[T] = TypeAdapter(kinds)
+
+    def __call__(self, data: bytes) -> T:
+        """The message. MalformedMessage for another protocol version and for anything that is not a message."""
+        try:
+            fields = unpack_map(data, max_items=MAX_ITEMS)
+            check_version(fields.pop("v", None))
+            return self._adapter.validate_python(fields)
+        except ValidationError as error:
+            raise MalformedMessage(reason(error)) from None
+        except ValueError as error:
+            raise MalformedMessage(str(error)) from None
+
+
+decode_coordinator = Decoder[CoordinatorState](CoordinatorState)
+decode_presence = Decoder[Presence](Presence)
+decode_task = Decoder[Task](Task)
+decode_uplink = Decoder[Uplink](Uplink)
+decode_downlink = Decoder[Downlink](Downlink)
+
+
+# --- payloads -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A payload that was read; its arrays are read-only views of the buffer, which they keep alive."""
+
+    header: PayloadHeader
+    subnet: Subnet
+
+
+class PayloadFields(TypedDict, total=False):
+    """What a payload's header says beside its tensors; see PayloadHeader."""
+
+    run: Required[str]
+    round: Required[int]
+    examples: int
+    weight: float
+    metrics: dict[str, float]
+
+
+def write_payload(file: BinaryIO, subnet: Subnet, **fields: Unpack[PayloadFields]) -> None:
+    """Write a payload at the file's position, tensor by tensor: no copy of the whole is made. Syncs nothing."""
+    header = PayloadHeader(
+        **fields,
+        masks=None
+        if subnet.held is None
+        else {name: np.packbits(mask).tobytes() for name, mask in subnet.held.items()},
+        units=None if subnet.held is None else {name: mask.size for name, mask in subnet.held.items()},
+        tensors=tuple(
+            TensorSpec(name=name, dtype=array.dtype.name, shape=array.shape)  # type: ignore[arg-type]
+            for name, array in subnet.tensors.items()
+        ),
+    )
+    packed = msgpack.packb(header.model_dump())
+    if len(packed) > MAX_HEADER:
+        raise ValueError(f"the header of {len(header.tensors)} tensors takes {len(packed)} bytes; {MAX_HEADER} may be")
+    position = file.write(MAGIC + len(packed).to_bytes(4, "little") + packed)
+    for array in subnet.tensors.values():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        position += file.write(bytes(-position % ALIGNMENT))
+        position += file.write(little.reshape(-1).view(np.uint8).data)
+
+
+def encode_payload(subnet: Subnet, **fields: Unpack[PayloadFields]) -> bytes:
+    """A payload in memory: `write_payload` where a file would be too much."""
+    file = io.BytesIO()
+    write_payload(file, subnet, **fields)
+    return file.getvalue()
+
+
+def decode_payload(buffer: bytes | memoryview | mmap.mmap, *, limit: int) -> Payload:
+    """The payload that `buffer` is; copies no tensor.
+
+    MalformedPayload if it is longer than `limit` bytes, or anything in it is wrong: lengths, dtypes, shapes, names
+    that come twice, masks, padding, values that are not finite. What of it fits the model, the caller must check.
+    """
+    view = memoryview(buffer)
+    if len(view) > limit:
+        raise MalformedPayload(f"{len(view)} bytes, where at most {limit} are taken")
+    header, position = _read_header(view)
+    held = _read_masks(header)
+    places = []
+    for spec in header.tensors:
+        start = _aligned(view, position)
+        elements = math.prod(max(size, 1) for size in spec.shape)  # an axis of 0 must not hide absurd ones
+        if elements > limit:
+            raise MalformedPayload(f"tensor {spec.name!r} of shape {spec.shape} exceeds the limit of {limit} bytes")
+        position = start + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        places.append(start)
+    if position != len(view):
+        raise MalformedPayload(f"the header describes {position} bytes, the payload has {len(view)}")
+    tensors: Tensors = {}
+    for spec, start in zip(header.tensors, places, strict=True):
+        array: Array = np.ndarray(spec.shape, np.dtype(spec.dtype).newbyteorder("<"), view, start)
+        array.flags.writeable = False
+        _check_values(spec.name, array)
+        tensors[spec.name] = array
+    if len(tensors) != len(header.tensors):
+        raise MalformedPayload("a tensor comes twice")
+    return Payload(header, Subnet(tensors, held))
+
+
+@contextmanager
+def open_payload(path: Path, *, limit: int) -> Iterator[Payload]:
+    """The payload in this file, mapped into memory rather than read; OSError, or as `decode_payload`.
+
+    The file must not be cut while it is mapped: until the end of the block, or of the last array of it that is kept.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= limit:
+            raise MalformedPayload(f"{path.name} has {size} bytes, where 1 to {limit} are taken")
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        yield decode_payload(mapping, limit=limit)
+    finally:
+        with suppress(BufferError):  # somebody keeps an array: unmapped with the last one
+            mapping.close()
+
+
+def _read_header(view: memoryview) -> tuple[PayloadHeader, int]:
+    """The header, and where it ends."""
+    if len(view) < 8 or view[:4] != MAGIC:
+        raise MalformedPayload(f"does not begin with {MAGIC.decode()} and a header length")
+    end = 8 + int.from_bytes(view[4:8], "little")
+    if end > min(len(view), 8 + MAX_HEADER):
+        raise MalformedPayload(f"a header of {end - 8} bytes, where {min(len(view) - 8, MAX_HEADER)} may be")
+    try:
+        fields = unpack_map(view[8:end], max_items=MAX_TENSORS)
+        check_version(fields.get("protocol"))
+        header = PayloadHeader.model_validate(fields)
+    except ValidationError as error:
+        raise MalformedPayload(f"header: {reason(error)}") from None
+    except ValueError as error:
+        raise MalformedPayload(f"header: {error}") from None
+    return header, end
+
+
+def _read_masks(header: PayloadHeader) -> Masks | None:
+    masks, units = header.masks, header.units
+    if masks is None and units is None:
+        return None
+    if masks is None or units is None or masks.keys() != units.keys():
+        raise MalformedPayload("masks and units do not name the same groups")
+    held = {}
+    for group, packed in masks.items():
+        count = units[group]
+        if len(packed) != -(-count // 8):
+            raise MalformedPayload(f"mask of {group!r} has {len(packed)} bytes for {count} units")
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8)).view(np.bool_)
+        if bits[count:].any():
+            raise MalformedPayload(f"mask of {group!r} holds units beyond its {count}")
+        if not bits[:count].any():
+            raise MalformedPayload(f"mask of {group!r} holds no unit")
+        held[group] = bits[:count]
+    return held
+
+
+def _aligned(view: memoryview, position: int) -> int:
+    """The next place where a tensor may start; what is skipped must be zeros."""
+    start = position + -position % ALIGNMENT
+    if any(view[position:start]):
+        raise MalformedPayload("padding that is not zero")
+    return start
+
+
+def _check_values(name: str, array: Array) -> None:
+    if array.dtype.kind == "f" and not _finite(array.reshape(-1)):
+        raise MalformedPayload(f"tensor {name!r} has values that are not finite")
+    if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise MalformedPayload(f"tensor {name!r} has truth values other than 0 and 1")
+
+
+def _finite(flat: Array) -> bool:
+    """Whether all values are finite, at the speed of memory.
+
+    A sum of products is finite only if every factor is: one dot product of the two halves nearly always proves it,
+    without temporaries. Where it overflows, look at the values themselves.
+    """
+    half = len(flat) // 2
+    if flat.dtype.itemsize >= 4 and half:
+        with np.errstate(all="ignore"):
+            if math.isfinite(np.dot(flat[:half], flat[half : 2 * half])) and np.isfinite(flat[-1]):
+                return True
+    return all(np.isfinite(flat[start : start + BLOCK]).all() for start in range(0, len(flat), BLOCK))
