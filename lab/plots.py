@@ -56,7 +56,8 @@ def accuracy_by_round(summary: RunSummary) -> str:
                 axes.plot(*zip(*means, strict=True), color=color, linewidth=2.4, marker="o", markersize=4, label=label)
         axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="lower right")
+        if summary.rounds:
+            axes.legend(loc="lower right")
 
     return _draw(paint)
 

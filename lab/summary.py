@@ -16,14 +16,17 @@ class DeviceSummary:
 
     rounds         rounds in which its update was accepted
     metrics        what it reported after personalization (accuracies, parameters, MACs, bytes, latencies)
-    model_bytes    the whole model in float32: what dense FedAvg moves per round and direction
     """
 
     device: str
     examples: int
     rounds: int
     metrics: Mapping[str, float]
-    model_bytes: int
+
+    @property
+    def model_bytes(self) -> int:
+        """All parameters in float32: what dense FedAvg moves per round and direction."""
+        return int(4 * self.metrics.get("parameters_dense", 0))
 
     @property
     def dense_up(self) -> int:
@@ -78,8 +81,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def summarize(journal: list[dict[str, Any]], *, model_bytes: int) -> RunSummary:
-    """Fold a journal into a summary; `model_bytes` is the size of the dense float32 model."""
+def summarize(journal: list[dict[str, Any]]) -> RunSummary:
+    """Fold a journal into a summary."""
     rounds = [entry for entry in journal if entry["event"] == "round"]
     reports = {
         entry["device"]: entry
@@ -99,7 +102,6 @@ def summarize(journal: list[dict[str, Any]], *, model_bytes: int) -> RunSummary:
                 examples=reports[device]["examples"],
                 rounds=accepted.get(device, 0),
                 metrics=reports[device]["metrics"],
-                model_bytes=model_bytes,
             )
             for device in sorted(reports)
         ),

@@ -1,0 +1,122 @@
+"""talaria-lab: a whole fleet on one machine."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.errors import TalariaError
+from shared.settings import bundled_config, load_run_config
+
+CONFIG = click.option(
+    "-c", "--config", type=click.Path(path_type=Path), help="TOML file of the run; without it, the bundled demo."
+)
+SET = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rounds.count=5")
+DIRECTORY = click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Folder for this run; a new one below run.directory without it."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Events as JSON lines, the summary as the last one.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """A whole federated fleet on this machine, with the programs that run on devices.
+
+    \b
+    demo      the bundled example: broker, coordinator and eight agents as processes, a live view, a report
+    emulate   the same with a configuration of yours
+    simulate  the same engine and agents in one process without a broker: for many devices and quick experiments
+
+    Exit status: 0 the run came to its end, 1 it failed, 2 a setting is wrong, 3 the broker cannot be used.
+    """
+
+
+@cli.command()
+@SET
+@DIRECTORY
+@JSON
+def demo(sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+    """Eight devices on three firmware profiles learn handwritten digits with Hermes, over real MQTT.
+
+    Takes about two minutes. Everything about it can be changed, for example --set rounds.count=5 or
+    --set algorithm.name=fedavg; `talaria-coordinator config show` lists the settings.
+    """
+    _run(None, sets, run_dir, as_json, simulated=False)
+
+
+@cli.command()
+@CONFIG
+@SET
+@DIRECTORY
+@JSON
+def emulate(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+    """Run a configuration as real processes: a broker, the coordinator and one agent per device."""
+    _run(config, sets, run_dir, as_json, simulated=False)
+
+
+@cli.command()
+@CONFIG
+@SET
+@DIRECTORY
+@JSON
+def simulate(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
+    """Run a configuration in one process, without a broker: same engine, same agents, same training."""
+    _run(config, sets, run_dir, as_json, simulated=True)
+
+
+def _run(
+    config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool, *, simulated: bool
+) -> None:
+    from rich.console import Console
+
+    from lab.emulate import emulate as run_processes
+    from lab.finish import finish
+    from lab.fleet import emulated_devices
+    from lab.simulate import simulate as run_in_process
+    from lab.view import LiveView
+
+    config = load_run_config(config_file or bundled_config("demo"), sets).config
+    directory = run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
+    run = run_in_process if simulated else run_processes
+    console = Console(quiet=as_json)
+    devices = emulated_devices(config, directory)
+    profiles = {name: agent.profile for name, agent in devices.items()}
+    with LiveView(console, rounds=config.rounds.count, devices=profiles) as view:
+        view.say(f"{config.algorithm.name} on {config.data.source}: {len(devices)} devices, files in {directory}")
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            view(event)
+            if as_json:
+                click.echo(json.dumps(event))
+
+        status = asyncio.run(run(config, directory, on_event))
+    if status != 0:
+        raise click.exceptions.Exit(status)
+    summary = finish(config, directory, devices, console)
+    if as_json:
+        rows = [{"device": row.device, "examples": row.examples, **row.metrics} for row in summary.devices]
+        click.echo(json.dumps({"event": "summary", "devices": rows, "report": str(directory / "report.html")}))
+
+
+def main() -> None:
+    """The command; a TalariaError ends it with its text and exit code, without a traceback."""
+    try:
+        cli()
+    except TalariaError as error:
+        click.echo(f"talaria-lab: {error}", err=True)
+        raise SystemExit(error.exit_code) from None
+    except BaseExceptionGroup as group:
+        errors, others = group.split(TalariaError)
+        if others is not None or errors is None:
+            raise
+        first = errors.exceptions[0]
+        click.echo(f"talaria-lab: {first}", err=True)
+        raise SystemExit(getattr(first, "exit_code", 1)) from None
+
+
+if __name__ == "__main__":
+    main()
