@@ -1,11 +1,15 @@
 """The algorithms, one file each. A new one is a file here and a line in this tuple."""
 
-from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters
+from collections.abc import Mapping
+
+from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters, shared_names
 from shared.algorithms.fedavg import FEDAVG
 from shared.algorithms.fedper import FEDPER
 from shared.algorithms.hermes import HERMES
 from shared.errors import ConfigError
+from shared.messages import Hyperparameter
 from shared.plugins import load_object, nearest
+from shared.validation import validate
 
 ALGORITHMS: tuple[Algorithm, ...] = (FEDAVG, FEDPER, HERMES)
 
@@ -23,4 +27,18 @@ def algorithm(name: str) -> Algorithm:
     return by_name[name]
 
 
-__all__ = ["ALGORITHMS", "Algorithm", "DeviceRound", "Hyperparameters", "algorithm"]
+def hyperparameters(algorithm: Algorithm, given: Mapping[str, Hyperparameter]) -> Hyperparameters:
+    """The algorithm's hyperparameters, the given ones in place of defaults. ConfigError names every wrong one, what
+    is allowed and the nearest valid name."""
+    return validate(algorithm.hyperparameters, given, source=f"hyperparameters of {algorithm.name}")
+
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "DeviceRound",
+    "Hyperparameters",
+    "algorithm",
+    "hyperparameters",
+    "shared_names",
+]
