@@ -50,12 +50,15 @@ class Job(BaseModel):
 class Outcome(BaseModel):
     """How a job ended.
 
-    code      `succeeded`, or the code of the error (shared.errors) that ended it
-    reason    the error's text: the value and the remedy
-    examples  training examples of this device
-    metrics   what is reported to the coordinator; empty unless it succeeded. `accuracy` and `loss` of the model in hand
-              before this round's training, and `accuracy_global` of a model without anything of this device's own,
-              on the test split; channels and parameters held, beside those of the dense model (`..._dense`)
+    code       `succeeded`, or the code of the error (shared.errors) that ended it
+    reason     the error's text: the value and the remedy
+    examples   training examples of this device
+    metrics    what is reported to the coordinator. On the test split, before this round's training: `accuracy` and
+               `loss` of the device's own model, `accuracy_global` of one with nothing of this device in it. After it:
+               `parameters`, `macs` and, where the algorithm prunes, `channels`, beside those of the dense model
+               (`..._dense`). After personalization `latency_ms_eager`, of one example
+    labels     what the classes are called, and
+    mean, std  the normalization of the inputs, which belong beside an exported model; after personalization
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -64,6 +67,9 @@ class Outcome(BaseModel):
     reason: Text = ""
     examples: int = 0
     metrics: Metrics = {}
+    labels: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def succeeded(self) -> bool:

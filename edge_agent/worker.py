@@ -1,0 +1,237 @@
+"""The compute of one task: from a job and the download that it names to the files of edge_agent.job. No network.
+
+The same code runs in the forked trainer of an agent (`main`, named in edge_agent.trainer), in a simulated fleet in one
+process (`attempt`) and by hand: `python -m edge_agent.worker JOB.json`. Deterministic: the same job gives the same
+tensors bit for bit, whatever ran before it in the process.
+"""
+
+import copy
+import hashlib
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edge_agent.data import Examples, load
+from edge_agent.job import MEMORY, OUTCOME, PERSONAL, REFERENCE, UPDATE, Job, Outcome
+from edge_agent.plan import Read, Work, check_download, logits, placed, prepare
+from shared.algorithms import DeviceRound
+from shared.codec import open_payload, write_payload
+from shared.errors import (
+    MalformedPayload,
+    OutOfMemory,
+    OutOfTime,
+    StateError,
+    TalariaError,
+    TrainingError,
+)
+from shared.pruning import channels, macs
+from shared.tensors import Subnet, Tensors, load_tensors, state_tensors
+from shared.training import Split, evaluate
+
+REFERENCE_EXAMPLES = 64
+LATENCY_RUNS = 50
+LOCAL, HELD = "local", "held"
+"""The groups of a device's memory that are ours; all others are the algorithm's."""
+
+
+def main(path: Path) -> int:
+    """Do the job of a JSON file; the exit status is 0 if it succeeded."""
+    return 0 if attempt(Job.model_validate_json(path.read_bytes())).succeeded else 1
+
+
+def attempt(job: Job, read: Read = load) -> Outcome:
+    """Do the job. Whatever goes wrong, also in somebody's model or data plug-in, is an Outcome that tells it."""
+    try:
+        outcome = run_job(job, read)
+    except TalariaError as error:
+        outcome = Outcome(code=error.code, reason=str(error)[:500])
+    except Exception as error:
+        traceback.print_exc()
+        outcome = Outcome(code=TrainingError.code, reason=f"{type(error).__name__}: {error}"[:500])
+    (job.out / OUTCOME).write_text(outcome.model_dump_json())
+    return outcome
+
+
+def run_job(job: Job, read: Read = load) -> Outcome:
+    """Do the job and write its payloads.
+
+    read  where the data comes from; a simulated fleet reads its source only once
+    Raises ConfigError (plan), ModelError, DataError, MalformedPayload (the download is not what the plan shares),
+    StateError (memory), TrainingError, OutOfTime, OutOfMemory.
+    """
+    torch.set_num_threads(job.threads)
+    end = time.monotonic() + job.deadline_s
+
+    def check_time() -> None:
+        if time.monotonic() > end:
+            raise OutOfTime(f"not done within {job.deadline_s:.0f} s: raise the round's deadline, or lower epochs")
+
+    with _memory_budget(job), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed(job))  # dropout draws from the global generator
+        work = prepare(job, read)
+        with open_payload(job.payload, limit=job.task.payload.size) as download:
+            check_download(download.subnet, work)
+            round_ = _open_round(job, work, download.subnet, check_time)
+            work.algorithm.receive(round_, work.hp)
+            return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
+
+
+def _open_round(job: Job, work: Work, received: Subnet, check_time: Callable[[], None]) -> DeviceRound:
+    """The round before `receive`: the initial model with this device's local tensors in it."""
+    memory = _recall(job)
+    held = memory.pop(HELD, None) or None
+    local = Subnet(memory.pop(LOCAL, {}), held)
+    model = copy.deepcopy(work.model)
+    try:
+        if held is not None and work.layout is not None:
+            work.layout.check(held)
+        load_tensors(model, placed(state_tensors(model, work.local), local, work.layout))
+    except (MalformedPayload, KeyError, ValueError) as error:
+        raise StateError(f"the memory of run {job.task.run} does not fit its model ({error}); remove it") from error
+    return DeviceRound(
+        number=job.task.round,
+        final=job.task.action == "personalize",
+        initial=work.model,
+        model=model,
+        received=received,
+        layout=work.layout,
+        held=held,
+        memory=memory,
+        train=_split(work.data.train),
+        validation=_split(work.data.validation),
+        multiple=job.profile.inference.channel_multiple,
+        generator=torch.Generator().manual_seed(_seed(job)),
+        check_time=check_time,
+    )
+
+
+def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
+    """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
+    # An algorithm may draw while it personalizes. Training must not depend on that, so it draws from a copy.
+    before = replace(round_, generator=round_.generator.clone_state())
+    metrics = _accuracies(work, round_, work.algorithm.personalize(before, work.hp))
+    work.algorithm.train(round_, work.hp)
+    metrics |= _size(work, round_, round_.model)
+    _remember(job, work, round_)
+    examples = len(round_.train)
+    with (job.out / UPDATE).open("wb") as file:
+        write_payload(
+            file,
+            work.algorithm.upload(round_, work.hp),
+            run=job.task.run,
+            round=job.task.round,
+            examples=examples,
+            weight=float(examples) if work.hp.weighting == "samples" else 1.0,
+            metrics=metrics,
+        )
+    return Outcome(examples=examples, metrics=metrics)
+
+
+def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
+    """The device's own model from the last global tensors, and what proves that an export of it is the same."""
+    model = work.algorithm.personalize(round_, work.hp)
+    metrics = _accuracies(work, round_, model) | _size(work, round_, model)
+    inputs = round_.validation.inputs[:REFERENCE_EXAMPLES]
+    metrics["latency_ms_eager"] = _latency_ms(model, inputs[:1], round_.check_time)
+    _remember(job, work, round_)
+    with (job.out / PERSONAL).open("wb") as file:
+        own = Subnet(state_tensors(model), round_.held)
+        write_payload(file, own, run=job.task.run, round=job.task.round, metrics=metrics)
+    np.savez(job.out / REFERENCE, inputs=inputs.numpy(), logits=logits(model, inputs).numpy())
+    return Outcome(
+        examples=len(round_.train),
+        metrics=metrics,
+        labels=work.data.classes,
+        mean=work.data.normalization.mean,
+        std=work.data.normalization.std,
+    )
+
+
+def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:
+    """On the test split, which decides nothing."""
+    test = _split(work.data.test)
+    common = copy.deepcopy(work.model)
+    load_tensors(common, placed(state_tensors(common, work.shared), round_.received, work.layout))
+    own = evaluate(personal, test)
+    return {"accuracy": own.accuracy, "loss": own.loss, "accuracy_global": evaluate(common, test).accuracy}
+
+
+def _size(work: Work, round_: DeviceRound, model: nn.Module) -> dict[str, float]:
+    """What a model takes, beside the dense one."""
+    sizes = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters_dense": sum(parameter.numel() for parameter in work.model.parameters()),
+        "macs": macs(model, work.example),
+        "macs_dense": macs(work.model, work.example),
+    }
+    if work.layout is not None:
+        sizes["channels"], sizes["channels_dense"] = channels(work.layout, round_.held)
+    return {name: float(size) for name, size in sizes.items()}
+
+
+def _latency_ms(model: nn.Module, inputs: torch.Tensor, check_time: Callable[[], None]) -> float:
+    """Median time that eager torch takes for these inputs."""
+    times = []
+    for _ in range(LATENCY_RUNS):
+        check_time()
+        start = time.perf_counter()
+        logits(model, inputs)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def _recall(job: Job) -> dict[str, Tensors]:
+    """group -> tensors, as `_remember` wrote them; nothing the first time."""
+    memory: dict[str, Tensors] = {}
+    if job.memory is not None:
+        with open_payload(job.memory, limit=job.memory.stat().st_size) as payload:
+            if payload.header.run != job.task.run:
+                raise StateError(f"{job.memory} is of run {payload.header.run}, the task of run {job.task.run}")
+            for path, array in payload.subnet.tensors.items():
+                group, _, name = path.partition("/")
+                memory.setdefault(group, {})[name] = array.copy()
+    return memory
+
+
+def _remember(job: Job, work: Work, round_: DeviceRound) -> None:
+    groups = {**round_.memory, LOCAL: state_tensors(round_.model, work.local), HELD: round_.held or {}}
+    tensors = {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
+    with (job.out / MEMORY).open("wb") as file:
+        write_payload(file, Subnet(tensors), run=job.task.run, round=job.task.round)
+
+
+def _split(examples: Examples) -> Split:
+    return Split(torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels))
+
+
+def _seed(job: Job) -> int:
+    """Of everything that is drawn: the same for the same device, round and action of a plan."""
+    text = f"{job.task.plan.seed}/{job.device}/{job.task.round}/{job.task.action}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def _memory_budget(job: Job) -> Iterator[None]:
+    """What torch and numpy raise when an allocation fails becomes OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"training does not fit into the {job.profile.training.memory_mib} MiB of profile {job.profile.id}: "
+            "raise training.memory_mib, lower training.batch_size, or run a smaller model"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
