@@ -47,4 +47,4 @@ def load_tensors(model: "nn.Module", tensors: Mapping[str, Array]) -> None:
             target = state[name]
             if tuple(target.shape) != array.shape:
                 raise ValueError(f"{name}: shape {array.shape} does not fit {tuple(target.shape)}")
-            target.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            target.copy_(torch.tensor(array))
