@@ -27,6 +27,8 @@ from shared.messages import (
     PROTOCOL,
     CoordinatorState,
     Downlink,
+    InferReply,
+    InferRequest,
     Message,
     PayloadHeader,
     Presence,
@@ -68,6 +70,8 @@ class Decoder(Generic[T]):
         try:
             fields = unpack_map(data, max_items=MAX_ITEMS)
             check_version(fields.pop("v", None))
+            if type(fields.get("kind")) is not str:
+                raise ValueError("kind: every message names its kind")
             return self._adapter.validate_python(fields)
         except ValidationError as error:
             raise MalformedMessage(reason(error)) from None
@@ -80,6 +84,8 @@ decode_presence = Decoder[Presence](Presence)
 decode_task = Decoder[Task](Task)
 decode_uplink = Decoder[Uplink](Uplink)
 decode_downlink = Decoder[Downlink](Downlink)
+decode_infer_request = Decoder[InferRequest](InferRequest)
+decode_infer_reply = Decoder[InferReply](InferReply)
 
 
 # --- payloads -------------------------------------------------------------------------------------------------------
@@ -156,7 +162,8 @@ def decode_payload(buffer: bytes | memoryview | mmap.mmap, *, limit: int) -> Pay
         raise MalformedPayload(f"the header describes {position} bytes, the payload has {len(view)}")
     tensors: Tensors = {}
     for spec, start in zip(header.tensors, places, strict=True):
-        array: Array = np.ndarray(spec.shape, np.dtype(spec.dtype).newbyteorder("<"), view, start)
+        dtype = np.dtype(spec.dtype).newbyteorder("<")
+        array: Array = np.frombuffer(view, dtype, math.prod(spec.shape), start).reshape(spec.shape)
         array.flags.writeable = False
         _check_values(spec.name, array)
         tensors[spec.name] = array
