@@ -150,7 +150,8 @@ def reshape(trace: Trace, call: Call) -> Any:
     sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
     if not all(isinstance(size, int) for size in sizes):
         return freeze(trace, call)
-    labels, known = call.on(trace.of(call.data)), trace.labels
+    labels, known = trace.of(call.data), trace.labels
+    labels = labels.reshape(sizes) if call.name == "view" else call.on(labels)
     for axis, size in enumerate(sizes):
         if isinstance(size, Size):
             if known.varies(labels, axis) or known.varies(size.labels, size.axis):

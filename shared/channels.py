@@ -8,6 +8,7 @@ so two sides that resolved the same digest describe any subnet by its masks alon
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -73,10 +74,18 @@ class ChannelLayout:
 
     def shape(self, name: str, dense_shape: tuple[int, ...], held: Masks) -> tuple[int, ...]:
         """Shape of the tensor cut down to the held channels."""
-        index = self.index(name, held) or (None,) * len(dense_shape)
-        return tuple(
-            size if positions is None else positions.size for size, positions in zip(dense_shape, index, strict=True)
-        )
+        return self.shapes({name: dense_shape}, held)[name]
+
+    def shapes(self, dense: Mapping[str, tuple[int, ...]], held: Masks) -> dict[str, tuple[int, ...]]:
+        """The same for many tensors."""
+        stays = self._stays(held)
+        return {
+            name: tuple(
+                size if units is None else int(np.count_nonzero(stays[units]))
+                for size, units in zip(shape, self.axes.get(name, (None,) * len(shape)), strict=True)
+            )
+            for name, shape in dense.items()
+        }
 
     def _stays(self, held: Masks) -> npt.NDArray[np.bool_]:
         """One bool per unit of all groups in order, and a True at the end, which FIXED (-1) points at."""

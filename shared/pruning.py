@@ -6,6 +6,7 @@ dense shapes with zeros instead. Shrunk and masked compute the same, and train t
 
 import bisect
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -178,8 +179,8 @@ def parameters(source: nn.Module | Mapping[str, Array], layout: ChannelLayout, h
     """Trainable numbers of the network with the held channels; statistics of BatchNorm do not count."""
     shapes = {name: array.shape for name, array in _parameters(source).items()}
     if held is not None:
-        shapes = {name: layout.shape(name, shape, held) for name, shape in shapes.items()}
-    return sum(int(np.prod(shape)) for shape in shapes.values())
+        shapes = layout.shapes(shapes, held)
+    return sum(map(math.prod, shapes.values()))
 
 
 def channels(layout: ChannelLayout, held: Masks | None) -> tuple[int, int]:
