@@ -87,17 +87,17 @@ class Topics:
 
     def sender(self, topic: str) -> str:
         """The device that wrote to a presence or up topic; MalformedMessage for any other topic."""
-        match topic.removeprefix(f"{self.fleet}/").split("/"):
-            case ["presence", device] if re.fullmatch(NAME, device):
+        match topic.split("/"):
+            case [self.fleet, "presence", device] if re.fullmatch(NAME, device):
                 return device
-            case ["up", number, device] if re.fullmatch(NAME, device) and number == str(shard(device)):
+            case [self.fleet, "up", number, device] if re.fullmatch(NAME, device) and number == str(shard(device)):
                 return device
         raise MalformedMessage(f"topic {topic!r} is not one that a device of fleet {self.fleet!r} writes to")
 
     def chunk_index(self, topic: str) -> tuple[str, int]:
         """(digest, chunk index) of a blob topic; MalformedMessage for any other topic."""
-        match topic.removeprefix(f"{self.fleet}/").split("/"):
-            case ["blob", digest, _, index] if re.fullmatch(r"[0-9a-f]{64}", digest) and re.fullmatch(
+        match topic.split("/"):
+            case [self.fleet, "blob", digest, _, index] if re.fullmatch(r"[0-9a-f]{64}", digest) and re.fullmatch(
                 r"[0-9]{1,9}", index
             ):
                 return digest, int(index)
