@@ -103,7 +103,7 @@ class RunSettings(Settings):
 class ModelSettings(Settings):
     """The network that is trained."""
 
-    name: str = Field("smallcnn", description="a model of the zoo, or package.module:callable")
+    name: str = Field("digitscnn", description="a model of the zoo, or package.module:callable")
     options: dict[str, Hyperparameter] = Field(
         default_factory=dict, description="keyword arguments of the model, for example classes = 10"
     )
@@ -131,9 +131,9 @@ class RoundSettings(Settings):
     )
     quorum: int = Field(2, ge=1, description="updates without which a round is not closed but asked again")
     min_devices: int = Field(2, ge=1, description="devices that must be ready before a round is opened")
-    deadline_s: float = Field(600, gt=0, description="seconds after which a round closes with what has arrived")
+    deadline_s: float = Field(600.0, gt=0, description="seconds after which a round closes with what has arrived")
     personalize_deadline_s: float = Field(
-        600, gt=0, description="the same for the personalization after the last round"
+        600.0, gt=0, description="the same for the personalization after the last round"
     )
 
     @model_validator(mode="after")
@@ -154,9 +154,9 @@ class TransferSettings(Settings):
     """Bounds of what is in flight."""
 
     window: int = Field(16, ge=1, le=256, description="chunks that one device may have under way")
-    granted_mib: float = Field(32, gt=0, description="bytes granted to all devices together at any time, MiB")
+    granted_mib: float = Field(32.0, gt=0, description="bytes granted to all devices together at any time, MiB")
     stall_s: float = Field(
-        10, gt=0, description="seconds without progress after which missing chunks are asked for again"
+        10.0, gt=0, description="seconds without progress after which missing chunks are asked for again"
     )
 
 
@@ -233,7 +233,7 @@ class FleetSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run: read by `talaria-coordinator` and by `talaria-lab`."""
+    """One run: read by `talaria-coordinator` and `talaria-lab`. Only emulated devices take [data] and [fleet] from it."""
 
     run: RunSettings = RunSettings()
     broker: BrokerSettings = BrokerSettings()
@@ -254,11 +254,6 @@ class RunConfig(Settings):
             )
         return self
 
-    def data_of(self, index: int) -> DataSettings:
-        """The data of one emulated device, 0 <= index < fleet.devices: its own part of the partition."""
-        part = self.data.partition.model_dump() | {"devices": self.fleet.devices, "index": index}
-        return self.data.model_copy(update={"partition": PartitionSettings(**part)})
-
 
 class AgentConfig(Settings):
     """One device: read by `talaria-agent`."""
@@ -276,7 +271,7 @@ class AgentConfig(Settings):
     broker: BrokerSettings = BrokerSettings(url="mqtt://localhost")
     data: DataSettings = DataSettings()
     stall_s: float = Field(
-        10, gt=0, description="seconds without progress after which missing chunks are asked for again"
+        10.0, gt=0, description="seconds without progress after which missing chunks are asked for again"
     )
 
     @field_validator("broker")

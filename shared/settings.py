@@ -73,9 +73,12 @@ def explain(loaded: Loaded[Config], hyperparameters: BaseModel | None = None) ->
     ]
 
 
-def example_toml(config: BaseModel) -> str:
-    """The configuration as a TOML file in which a comment explains every key; what is not set is commented out."""
-    return "\n".join([*_comment(config.__doc__ or ""), *_section_lines(config, "")]) + "\n"
+def example_toml(config: BaseModel, hyperparameters: BaseModel | None = None) -> str:
+    """The configuration as a TOML file in which a comment explains every key; what is not set is commented out.
+
+    Loaded again it is the same configuration. hyperparameters: as for `explain`.
+    """
+    return "\n".join([*_comment(config.__doc__ or ""), *_section_lines(config, "", hyperparameters)]) + "\n"
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -161,27 +164,35 @@ def _origin(origins: Mapping[str, str], key: str) -> str:
     return ", ".join(found)
 
 
-def _section_lines(config: BaseModel, prefix: str) -> list[str]:
+def _section_lines(config: BaseModel, prefix: str, hyperparameters: BaseModel | None = None) -> list[str]:
     lines: list[str] = []
     inner: list[str] = []
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if section(field):
             head = f"{prefix}{name}"
-            inner += ["", *_comment(value.__doc__ or ""), f"[{head}]", *_section_lines(value, f"{head}.")]
+            inner += [
+                "",
+                *_comment(value.__doc__ or ""),
+                f"[{head}]",
+                *_section_lines(value, f"{head}.", hyperparameters),
+            ]
         else:
             lines += [
                 *_comment("; ".join(filter(None, (field.description, allowed(field))))),
                 _setting(name, value, field),
             ]
     if isinstance(config, AlgorithmSettings):
-        lines += [f"{name} = {toml_value(value)}" for name, value in config.hyperparameters.items()]
+        if hyperparameters is None:
+            lines += [f"{name} = {toml_value(value)}" for name, value in config.hyperparameters.items()]
+        else:
+            lines += _section_lines(hyperparameters, prefix)
     return lines + inner
 
 
 def _setting(name: str, value: Any, field: FieldInfo) -> str:
     if value is None:
-        return f"# {name} = {toml_value((field.examples or [''])[0])}"
+        return f"# {name} = {toml_value(field.examples[0]) if field.examples else '...'}"
     return f"{name} = {toml_value(value)}"
 
 

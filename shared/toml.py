@@ -1,6 +1,7 @@
 """TOML files: reading them, finding those that come with the package, and writing values."""
 
 import json
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -51,6 +52,10 @@ def toml_value(value: Any) -> str:
         case list() | tuple():
             return "[" + ", ".join(map(toml_value, value)) + "]"
         case dict():
-            inner = ", ".join(f"{json.dumps(key)} = {toml_value(item)}" for key, item in value.items())
+            inner = ", ".join(f"{_key(key)} = {toml_value(item)}" for key, item in value.items())
             return f"{{ {inner} }}" if inner else "{}"
     raise TypeError(f"TOML has no {type(value).__name__}")
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)

@@ -3,6 +3,7 @@
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -78,7 +79,7 @@ def problem(model: type[BaseModel], entry: Mapping[str, Any], origin: Callable[[
             return f"{key}: {entry['ctx']['error']}" if key else str(entry["ctx"]["error"])
         case "value_error":
             return f"{given}: {entry['ctx']['error']}"
-        case "literal_error" if field is not None:
+        case "literal_error" | "enum" if field is not None:
             return f"{given}: must be {allowed(field)}{nearest(str(entry['input']), _choices(field.annotation))}"
         case "string_type" if field is not None and not _is_table(field):
             return f"{given}: must be text, in quotes{remedy}"
@@ -128,6 +129,8 @@ def _is_table(field: FieldInfo) -> bool:
 def _choices(annotation: Any) -> tuple[str, ...]:
     if get_origin(annotation) is Literal:
         return tuple(map(str, get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return tuple(str(member.value) for member in annotation)
     if get_origin(annotation) in (Union, types.UnionType):
         return next((found for found in map(_choices, get_args(annotation)) if found), ())
     return ()

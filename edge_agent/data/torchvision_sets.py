@@ -27,12 +27,11 @@ def cifar10(path: Path | None) -> Dataset:
 
 def _read(name: str, path: Path | None) -> Dataset:
     root = required(path, f"the folder that torchvision put {name} in")
+    from shared.torchvision_ops import torchvision  # imports torch, which no other source needs
+
+    reader = getattr(torchvision().datasets, name)
     try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise DataError(f"{name} is read by torchvision: pip install torchvision, or use the source `npz`") from error
-    try:
-        train, test = (getattr(datasets, name)(str(root), train=part, download=False) for part in (True, False))
+        train, test = (reader(str(root), train=part, download=False) for part in (True, False))
     except RuntimeError as error:
         raise DataError(
             f"{root} does not hold {name} ({error}); fetch it once: "

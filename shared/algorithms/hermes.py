@@ -35,7 +35,10 @@ class HermesHyperparameters(Hyperparameters):
         Overlap.ANY, description="what is averaged: coordinates held by `any` of the round's devices, or by `all`"
     )
     multiple: int | None = Field(
-        None, ge=1, description="kept channels are rounded up to this; without it, to what the device's profile names"
+        None,
+        ge=1,
+        description="kept channels are rounded up to this; without it, to what the device's profile names",
+        examples=[8],
     )
 
 
