@@ -5,7 +5,6 @@ process (`attempt`) and by hand: `python -m edge_agent.worker JOB.json`. Determi
 tensors bit for bit, whatever ran before it in the process.
 """
 
-import copy
 import hashlib
 import statistics
 import sys
@@ -13,7 +12,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +20,11 @@ from torch import nn
 
 from edge_agent.data import Examples, load
 from edge_agent.job import MEMORY, OUTCOME, PERSONAL, REFERENCE, UPDATE, Job, Outcome
-from edge_agent.plan import Read, Work, check_download, logits, placed, prepare
+from edge_agent.plan import Read, Work, logits, prepare
 from shared.algorithms import DeviceRound
+from shared.algorithms.device import check_fits, global_model, open_round, personal_model, remember
 from shared.codec import open_payload, write_payload
 from shared.errors import (
-    MalformedPayload,
     OutOfMemory,
     OutOfTime,
     StateError,
@@ -34,13 +32,11 @@ from shared.errors import (
     TrainingError,
 )
 from shared.pruning import channels, macs
-from shared.tensors import Subnet, Tensors, load_tensors, state_tensors
+from shared.tensors import Subnet, Tensors, state_tensors
 from shared.training import Split, evaluate
 
 REFERENCE_EXAMPLES = 64
 LATENCY_RUNS = 50
-LOCAL, HELD = "local", "held"
-"""The groups of a device's memory that are ours; all others are the algorithm's."""
 
 
 def main(path: Path) -> int:
@@ -79,58 +75,38 @@ def run_job(job: Job, read: Read = load) -> Outcome:
         torch.manual_seed(_seed(job))  # dropout draws from the global generator
         work = prepare(job, read)
         with open_payload(job.payload, limit=job.task.payload.size) as download:
-            check_download(download.subnet, work)
-            round_ = _open_round(job, work, download.subnet, check_time)
-            work.algorithm.receive(round_, work.hp)
+            check_fits(work.setup, download.subnet)
+            round_ = open_round(
+                work.setup,
+                download.subnet,
+                _recall(job),
+                number=job.task.round,
+                final=job.task.action == "personalize",
+                train=_split(work.data.train),
+                validation=_split(work.data.validation),
+                multiple=job.profile.inference.channel_multiple,
+                generator=torch.Generator().manual_seed(_seed(job)),
+                check_time=check_time,
+            )
             return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
-
-
-def _open_round(job: Job, work: Work, received: Subnet, check_time: Callable[[], None]) -> DeviceRound:
-    """The round before `receive`: the initial model with this device's local tensors in it."""
-    memory = _recall(job)
-    held = memory.pop(HELD, None) or None
-    local = Subnet(memory.pop(LOCAL, {}), held)
-    model = copy.deepcopy(work.model)
-    try:
-        if held is not None and work.layout is not None:
-            work.layout.check(held)
-        load_tensors(model, placed(state_tensors(model, work.local), local, work.layout))
-    except (MalformedPayload, KeyError, ValueError) as error:
-        raise StateError(f"the memory of run {job.task.run} does not fit its model ({error}); remove it") from error
-    return DeviceRound(
-        number=job.task.round,
-        final=job.task.action == "personalize",
-        initial=work.model,
-        model=model,
-        received=received,
-        layout=work.layout,
-        held=held,
-        memory=memory,
-        train=_split(work.data.train),
-        validation=_split(work.data.validation),
-        multiple=job.profile.inference.channel_multiple,
-        generator=torch.Generator().manual_seed(_seed(job)),
-        check_time=check_time,
-    )
 
 
 def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
-    # An algorithm may draw while it personalizes. Training must not depend on that, so it draws from a copy.
-    before = replace(round_, generator=round_.generator.clone_state())
-    metrics = _accuracies(work, round_, work.algorithm.personalize(before, work.hp))
-    work.algorithm.train(round_, work.hp)
+    setup = work.setup
+    metrics = _accuracies(work, round_, personal_model(setup, round_))
+    setup.algorithm.train(round_, setup.hp)
     metrics |= _size(work, round_, round_.model)
     _remember(job, work, round_)
     examples = len(round_.train)
     with (job.out / UPDATE).open("wb") as file:
         write_payload(
             file,
-            work.algorithm.upload(round_, work.hp),
+            setup.algorithm.upload(round_, setup.hp),
             run=job.task.run,
             round=job.task.round,
             examples=examples,
-            weight=float(examples) if work.hp.weighting == "samples" else 1.0,
+            weight=float(examples) if setup.hp.weighting == "samples" else 1.0,
             metrics=metrics,
         )
     return Outcome(examples=examples, metrics=metrics)
@@ -138,7 +114,7 @@ def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
 
 def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """The device's own model from the last global tensors, and what proves that an export of it is the same."""
-    model = work.algorithm.personalize(round_, work.hp)
+    model = personal_model(work.setup, round_)
     metrics = _accuracies(work, round_, model) | _size(work, round_, model)
     inputs = round_.validation.inputs[:REFERENCE_EXAMPLES]
     metrics["latency_ms_eager"] = _latency_ms(model, inputs[:1], round_.check_time)
@@ -159,22 +135,21 @@ def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
 def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:
     """On the test split, which decides nothing."""
     test = _split(work.data.test)
-    common = copy.deepcopy(work.model)
-    load_tensors(common, placed(state_tensors(common, work.shared), round_.received, work.layout))
-    own = evaluate(personal, test)
-    return {"accuracy": own.accuracy, "loss": own.loss, "accuracy_global": evaluate(common, test).accuracy}
+    own, common = evaluate(personal, test), evaluate(global_model(work.setup, round_.received), test)
+    return {"accuracy": own.accuracy, "loss": own.loss, "accuracy_global": common.accuracy}
 
 
 def _size(work: Work, round_: DeviceRound, model: nn.Module) -> dict[str, float]:
     """What a model takes, beside the dense one."""
+    dense, layout = work.setup.model, work.setup.layout
     sizes = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "parameters_dense": sum(parameter.numel() for parameter in work.model.parameters()),
+        "parameters_dense": sum(parameter.numel() for parameter in dense.parameters()),
         "macs": macs(model, work.example),
-        "macs_dense": macs(work.model, work.example),
+        "macs_dense": macs(dense, work.example),
     }
-    if work.layout is not None:
-        sizes["channels"], sizes["channels_dense"] = channels(work.layout, round_.held)
+    if layout is not None:
+        sizes["channels"], sizes["channels_dense"] = channels(layout, round_.held)
     return {name: float(size) for name, size in sizes.items()}
 
 
@@ -189,24 +164,19 @@ def _latency_ms(model: nn.Module, inputs: torch.Tensor, check_time: Callable[[],
     return 1000 * statistics.median(times)
 
 
-def _recall(job: Job) -> dict[str, Tensors]:
-    """group -> tensors, as `_remember` wrote them; nothing the first time."""
-    memory: dict[str, Tensors] = {}
-    if job.memory is not None:
-        with open_payload(job.memory, limit=job.memory.stat().st_size) as payload:
-            if payload.header.run != job.task.run:
-                raise StateError(f"{job.memory} is of run {payload.header.run}, the task of run {job.task.run}")
-            for path, array in payload.subnet.tensors.items():
-                group, _, name = path.partition("/")
-                memory.setdefault(group, {})[name] = array.copy()
-    return memory
+def _recall(job: Job) -> Tensors:
+    """What `_remember` wrote in the last round of this run; nothing the first time."""
+    if job.memory is None:
+        return {}
+    with open_payload(job.memory, limit=job.memory.stat().st_size) as payload:
+        if payload.header.run != job.task.run:
+            raise StateError(f"{job.memory} is of run {payload.header.run}, the task of run {job.task.run}")
+        return {path: array.copy() for path, array in payload.subnet.tensors.items()}
 
 
 def _remember(job: Job, work: Work, round_: DeviceRound) -> None:
-    groups = {**round_.memory, LOCAL: state_tensors(round_.model, work.local), HELD: round_.held or {}}
-    tensors = {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
     with (job.out / MEMORY).open("wb") as file:
-        write_payload(file, Subnet(tensors), run=job.task.run, round=job.task.round)
+        write_payload(file, Subnet(remember(work.setup, round_)), run=job.task.run, round=job.task.round)
 
 
 def _split(examples: Examples) -> Split:

@@ -13,7 +13,7 @@ from shared.partition import head_names, names_under
 
 class FedPerHyperparameters(Hyperparameters):
     head: tuple[str, ...] | None = Field(
-        None, description='modules that stay on the device, for example ["fc2"]; without it, the last layer'
+        None, description="modules that stay on the device; without it, the last layer", examples=[["fc2"]]
     )
 
 
