@@ -32,15 +32,15 @@ COUNTER = "num_batches_tracked"
 """BatchNorm counts its batches under this name; no network reads it, so no ONNX file has it."""
 
 _OPERATORS = """
-    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv Div Elu Erf Exp Flatten GRU Gather Gelu Gemm
-    GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish Identity InstanceNormalization LSTM
-    LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mish Mul Neg PRelu Pad Pow RNN Reciprocal
-    ReduceMax ReduceMean ReduceSum Relu Reshape Selu SequenceAt Shape Sigmoid Slice Softmax Softplus Split
-    SplitToSequence Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    Abs Add And AveragePool BatchNormalization Cast CastLike Clip Concat Constant Conv Div Elu Equal Erf Exp Expand
+    Flatten GRU Gather Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish Identity
+    InstanceNormalization IsNaN LSTM LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mish Mul Neg
+    Not Or PRelu Pad Pow RNN Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Selu SequenceAt Shape Sigmoid
+    Slice Softmax Softplus Split SplitToSequence Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
-"""What a network of ours may compute. No control flow, so no file can run for ever; nothing that makes large arrays
-out of a few bytes; no operators of third parties, so nothing is loaded to run one."""
+"""What a network of ours may compute: no control flow, so no file can run for ever; no operators of third parties, so
+nothing is loaded to run one."""
 
 DTYPES: dict[int, np.dtype[np.generic]] = {
     TensorProto.FLOAT: np.dtype("f4"),
@@ -77,12 +77,14 @@ class ModelCard(BaseModel):
     def from_properties(cls, properties: Mapping[str, str]) -> Self:
         """The card behind string properties. Text stands as it is, everything else as JSON; ExportError for a key
         that is no field of a card, or a value that is not of its type."""
+        if unknown := sorted(properties.keys() - cls.model_fields.keys()):
+            raise ExportError(f"model metadata {', '.join(unknown)}: known keys are {', '.join(cls.model_fields)}")
         text = {name for name, field in cls.model_fields.items() if field.annotation is str}
         try:
             fields = {key: value if key in text else json.loads(value) for key, value in properties.items()}
             return cls.model_validate(fields)
         except (ValueError, RecursionError) as error:
-            raise ExportError(f"model metadata: {error}; known keys: {', '.join(cls.model_fields)}") from error
+            raise ExportError(f"model metadata: {error}") from error
 
     def properties(self) -> dict[str, str]:
         """The string properties behind `from_properties`; what has its default is left out."""

@@ -1,7 +1,6 @@
 """From a torch module to an ONNX graph without the exporter's surprises."""
 
 import contextlib
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -51,15 +50,18 @@ def to_onnx(model: nn.Module, example: Tensor, *, optimize: bool) -> ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns about its own dependencies and prints its progress; what matters, it raises."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """The exporter warns about its own dependencies; what matters, it raises."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _clean(model: ModelProto) -> None:
