@@ -185,6 +185,6 @@ def _scatter(target: Array, source: torch.Tensor, kept: tuple[Index | None, ...]
     columns = torch.from_numpy(np.arange(math.prod(row)).reshape(row)[selection(kept[1:], row)].ravel())
     block = max(1, BLOCK // math.prod(row))
     buffer = torch.zeros(block, math.prod(row), dtype=into.dtype)
-    for part, at in zip(torch.split(source.flatten(1), block), torch.split(wanted, block), strict=True):
+    for part, at in zip(torch.split(source.reshape(-1, len(columns)), block), torch.split(wanted, block), strict=True):
         spread = buffer[: len(part)].index_copy_(1, columns, part.to(into.dtype))
         into.index_add_(0, at, spread, alpha=weight)
