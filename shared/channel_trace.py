@@ -65,13 +65,9 @@ def verify_layout(model: nn.Module, layout: ChannelLayout, example: Tensor, *, s
 
 
 def random_masks(layout: ChannelLayout, *, seed: int, keep: float = 0.5) -> Masks:
-    """Masks that hold about that share of every group, at least one channel each."""
+    """Masks that hold that share of every group, rounded, at least one channel; which ones is drawn from `seed`."""
     random = np.random.default_rng(seed)
-    held = layout.full()
-    for mask in held.values():
-        mask[:] = random.random(mask.size) < keep
-        mask[random.integers(mask.size)] = True
-    return held
+    return {group: random.permutation(units) < max(1, round(keep * units)) for group, units in layout.groups.items()}
 
 
 class _WithoutDropout(TorchFunctionMode):
