@@ -233,7 +233,7 @@ class FleetSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run: read by `talaria-coordinator` and `talaria-lab`. Only emulated devices take [data] and [fleet] from it."""
+    """One run: read by `talaria-coordinator` and `talaria-lab`. [data] and [fleet] concern emulated devices only."""
 
     run: RunSettings = RunSettings()
     broker: BrokerSettings = BrokerSettings()

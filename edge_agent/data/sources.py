@@ -86,18 +86,24 @@ def npz(
 def _arrays(file: Path) -> dict[str, Raw]:
     """The arrays of the file that are needed. Pickled objects are refused: reading them would run what they say."""
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise DataError(f"{file} is a single array: save inputs and labels together with numpy.savez")
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise DataError(f"{file} is a single array: save inputs and labels together with numpy.savez")
+        with content:
             wanted = [name for name in content.files if name in ("x", "y") or name[2:] in ("train", "test")]
-            return {name: content[name] for name in wanted}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: content[name] for name in wanted}
+            if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+                raise ValueError(f"{', '.join(strange)} is no array")
+            return arrays
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file}: is not an .npz file of plain arrays: {error}") from error
 
 
 def _same_shape(file: Path, arrays: Mapping[str, Raw]) -> None:
     for name in ("x", "y"):
         train, test = arrays[f"{name}_train"], arrays[f"{name}_test"]
+        if not train.ndim or not test.ndim:
+            raise DataError(f"{file}: {name}_train and {name}_test must be arrays, not single numbers")
         if train.shape[1:] != test.shape[1:]:
             raise DataError(f"{file}: {name}_train is of shape {train.shape}, {name}_test of {test.shape}")
 

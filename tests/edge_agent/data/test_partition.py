@@ -131,7 +131,7 @@ def test_impossible_partitions_name_the_remedy(asked: Any, remedy: str) -> None:
 
 
 def test_fewer_owners_than_devices() -> None:
-    with pytest.raises(DataError, match="2 owners cannot be dealt to 3 devices"):
+    with pytest.raises(DataError, match=r"2 owners cannot be dealt to 3 devices"):
         parts(LABELS, np.arange(600) % 2, a_partition(kind="natural", devices=3))
 
 

@@ -104,5 +104,5 @@ def test_what_overlaps_is_never_on_both_sides(overlap: int, owners: list[int]) -
 
 
 def test_too_few_examples() -> None:
-    with pytest.raises(DataError, match="2 examples leave none for training"):
+    with pytest.raises(DataError, match=r"2 examples leave none for training"):
         split(a_dataset([0, 1]), np.arange(2), DataSettings())
