@@ -52,8 +52,8 @@ class Session:
         self.answer: Answer | None = answer
         self.task: Task | None = None
         self.healthy = True
+        self.reason = ""
         self.phase = Phase.IDLE if answer is None else Phase.ANSWERING
-        self._reason = ""
         self._linked = False
         self._rejected: Task | None = None
         self._epoch: int | None = None
@@ -121,7 +121,7 @@ class Session:
         if key == self.done:
             return actions
         if not self.healthy:
-            return actions + self._fail("unhealthy", self._reason)
+            return actions + self._fail("unhealthy", self.reason)
         self.phase = Phase.FETCHING
         return [*actions, Fetch(task)]
 
@@ -174,8 +174,8 @@ class Session:
         return self._say()
 
     def _judged(self, ok: bool, reason: str) -> list[Action]:
-        changed = (ok, reason) != (self.healthy, self._reason)
-        self.healthy, self._reason = ok, reason
+        changed = (ok, reason) != (self.healthy, self.reason)
+        self.healthy, self.reason = ok, reason
         actions: list[Action] = [Announce()] if changed and self._linked else []
         if not ok and self.phase in (Phase.FETCHING, Phase.WORKING):
             actions += [Cancel(reason), *self._fail("unhealthy", reason)]

@@ -153,6 +153,10 @@ class Store:
             if not any(digest in path.name for digest in digests):
                 path.unlink()
 
+    def free_bytes(self) -> int:
+        """Space that is left on the disk of this state."""
+        return shutil.disk_usage(self.directory).free
+
     # --- traffic ---
 
     def count(self, run: str, *, up: int, down: int) -> Traffic:

@@ -1,6 +1,7 @@
 """What the tests of the agent share."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,12 @@ import pytest
 
 from edge_agent.job import Job
 from shared.config import DataSettings
-from shared.messages import Blob, Plan, Task
-from shared.profiles import Profile
+from shared.memory_link import MemoryBroker
+from shared.messages import Plan
 
-ENTRIES = Path(__file__).parent / "entries"
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-
-def make_profile(**training: Any) -> Profile:
-    return Profile.model_validate(
-        {"id": "test", "title": "test", "cores": 2, "memory_mib": 4096, "training": {"memory_mib": 256, **training}}
-    )
-
-
-def make_task(round_: int = 1, *, action: Any = "train", run: str = "run", digest: str = "a", **fields: Any) -> Task:
-    return Task(
-        run=run,
-        action=action,
-        round=round_,
-        plan=fields.pop("plan", Plan(model="smallcnn", algorithm="fedavg")),
-        payload=fields.pop("payload", Blob(digest=digest * 64, size=1000, chunk=512)),
-        time_left_s=fields.pop("time_left_s", 60.0),
-        **fields,
-    )
+from scripted import ScriptedCoordinator, make_profile, make_task
 
 
 @pytest.fixture
@@ -55,3 +40,11 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
         )
 
     return make
+
+
+@pytest.fixture
+async def coordinator(tmp_path: Path) -> AsyncIterator[ScriptedCoordinator]:
+    coordinator = ScriptedCoordinator(MemoryBroker(), tmp_path)
+    await coordinator.open()
+    yield coordinator
+    await coordinator.close()

@@ -1,4 +1,4 @@
-"""The session under every order of events: by example, and as a state machine with a device and a coordinator around."""
+"""The session under every order of events: by example, and as a state machine with a device and a world around it."""
 
 from typing import Any
 
@@ -314,7 +314,7 @@ class Device(RuleBasedStateMachine):
         self.session = Session(*self.disk)
         self.fetching: Task | None = None
         self.working: Task | None = None
-        self.last: Task | None = None
+        self.untold: Done | None = None
 
     def tell(self, event: Event) -> None:
         for action in self.session.handle(event):
@@ -332,7 +332,7 @@ class Device(RuleBasedStateMachine):
                 assert Key.of(asked) == Key.of(self.fetching)
                 self.fetching, self.working = None, asked
             case Cancel():
-                assert self.fetching or self.working, "nothing to cancel"
+                assert self.fetching or self.working or self.untold, "nothing to cancel"
                 if self.working:
                     self.late.append(Failed(Key.of(self.working), "crashed", "late"))
                 if self.fetching:
@@ -354,7 +354,6 @@ class Device(RuleBasedStateMachine):
 
     @rule(asked=TASKS)
     def ask(self, asked: Task) -> None:
-        self.last = asked
         self.tell(asked)
 
     @rule(
@@ -371,23 +370,29 @@ class Device(RuleBasedStateMachine):
         )
     )
     def world(self, event: Event) -> None:
-        if isinstance(event, TaskCleared):
-            self.last = None
         self.tell(event)
 
-    @precondition(lambda self: self.fetching)
+    @precondition(lambda self: self.fetching and not self.untold)
     @rule()
     def fetched(self) -> None:
         assert self.fetching
         self.tell(Fetched(Key.of(self.fetching)))
 
-    @precondition(lambda self: self.working)
+    @precondition(lambda self: self.working and not self.untold)
     @rule()
-    def worked(self) -> None:
+    def committed(self) -> None:
+        """The result is on the disk; the session hears of it later."""
         assert self.working
         asked, self.working = self.working, None
         self.disk = (Key.of(asked), answer_to(asked))
-        self.tell(Done(Key.of(asked), answer_to(asked)))
+        self.untold = Done(Key.of(asked), answer_to(asked))
+
+    @precondition(lambda self: self.untold)
+    @rule()
+    def told(self) -> None:
+        assert self.untold
+        event, self.untold = self.untold, None
+        self.tell(event)
 
     @precondition(lambda self: self.fetching or self.working)
     @rule()
@@ -419,6 +424,8 @@ class Device(RuleBasedStateMachine):
     @rule(asked=TASKS)
     def converges(self, asked: Task) -> None:
         """Whatever happened before: when the world is well and the task stands, the coordinator gets its answer."""
+        if self.untold:
+            self.told()
         for event in (HealthChanged(True, ""), LinkUp(), online(9)):
             self.tell(event)
         for left in (99.0, 98.0, 97.0):
@@ -426,7 +433,8 @@ class Device(RuleBasedStateMachine):
             if self.fetching:
                 self.fetched()
             if self.working:
-                self.worked()
+                self.committed()
+                self.told()
             if self.session.answer:
                 assert self.heard[-1] == self.session.answer
                 self.tell(receipt(self.session.answer))
@@ -437,12 +445,15 @@ class Device(RuleBasedStateMachine):
     def phases_and_the_shell_agree(self) -> None:
         phase = self.session.phase
         assert (phase is Phase.FETCHING) == (self.fetching is not None)
-        assert (phase is Phase.WORKING) == (self.working is not None)
+        if not self.untold:
+            assert (phase is Phase.WORKING) == (self.working is not None)
         assert (phase is Phase.ANSWERING) == (self.session.answer is not None)
 
     @invariant()
     def the_disk_and_the_session_agree(self) -> None:
         answer = self.session.answer
+        if self.untold:
+            return
         assert self.disk == (self.session.done, None if isinstance(answer, Failure) else answer)
 
 

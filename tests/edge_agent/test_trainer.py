@@ -17,7 +17,7 @@ import pytest
 from edge_agent.job import Job
 from edge_agent.trainer import Trainer
 
-ENTRIES = Path(__file__).parent / "entries"
+ENTRIES = Path(__file__).parent / "support"
 UNRULY = "unruly:behave"
 
 MakeJob = Callable[..., Job]

@@ -1,0 +1,44 @@
+"""Sends the chunks of the pending update that were granted, in the background."""
+
+import asyncio
+import logging
+
+from edge_agent.store import Store
+from shared.errors import LinkClosed, PacketTooLarge, StateError
+from shared.link import Link
+from shared.messages import Blob, Ranges
+from shared.transfer import indices, ranges_of, send_chunks
+
+log = logging.getLogger(__name__)
+
+
+class Upload:
+    """What is granted while something is being sent waits its turn; granted twice, it is sent once."""
+
+    def __init__(self, link: Link, topic: str, store: Store) -> None:
+        self._link, self._topic, self._store = link, topic, store
+        self._granted: set[int] = set()
+        self._sending: asyncio.Task[None] | None = None
+
+    def send(self, blob: Blob, ranges: Ranges) -> None:
+        self._granted.update(indices(ranges, blob.chunks))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send(blob))
+
+    def stop(self) -> None:
+        """Send nothing more of it."""
+        self._granted.clear()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    async def _send(self, blob: Blob) -> None:
+        try:
+            while self._granted:
+                ranges = ranges_of(sorted(self._granted))
+                self._granted.difference_update(indices(ranges, blob.chunks))
+                await send_chunks(self._link, self._topic, self._store.update, blob, ranges)
+        except (PacketTooLarge, StateError, OSError) as error:
+            log.error("the update cannot be sent: %s", error)
+        except LinkClosed:
+            pass

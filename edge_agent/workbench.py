@@ -1,0 +1,197 @@
+"""Where the agent's tasks are carried out: fetch, work, keep the result. One thing at a time, cancellable."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from edge_agent.events import Done, Event, Failed, Fetched, Key
+from edge_agent.install import install
+from edge_agent.job import UPDATE, Job, Outcome
+from edge_agent.metered import Metered
+from edge_agent.store import Store, settle
+from edge_agent.trainer import Work
+from shared.chunks import describe
+from shared.config import AgentConfig
+from shared.errors import ExportError, MalformedPayload, OutOfTime, StateError, TalariaError
+from shared.messages import Blob, Offer, Report, Task
+from shared.profiles import Profile
+from shared.topics import Topics
+from shared.transfer import Download, chunk_size
+
+log = logging.getLogger(__name__)
+
+
+class Workbench:
+    """Carries out Fetch and Work for the session, and tells it how they ended.
+
+    count   makes the bytes on the link part of the run's traffic, and returns it as metrics
+    tell    takes Fetched, Done and Failed; never called for what was cancelled
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        profile: Profile,
+        store: Store,
+        link: Metered,
+        work: Work,
+        count: Callable[[str], dict[str, float]],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._config, self._profile = config, profile
+        self._store, self._link, self._do = store, link, work
+        self._count, self._tell = count, tell
+        self._topics = Topics(config.fleet)
+        self._free = asyncio.Lock()
+        self._duty: asyncio.Task[None] | None = None
+        self._chunks: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self._wanted: str | None = None
+
+    def fetch(self, task: Task) -> None:
+        """Begin to bring payload and template of the task here."""
+        self._begin(task, self._fetch(task))
+
+    def work(self, task: Task, deadline: float) -> None:
+        """Begin to work on a task whose payload is here; deadline: on the monotonic clock."""
+        self._begin(task, self._work(task, deadline))
+
+    def cancel(self) -> None:
+        """Stop what is under way."""
+        if self._duty is not None:
+            self._duty.cancel()
+
+    async def close(self) -> None:
+        """Stop what is under way, and wait until it has stopped."""
+        if self._duty is not None:
+            self._duty.cancel()
+            await asyncio.wait([self._duty])
+        async with self._free:
+            pass
+
+    def take_chunk(self, digest: str, index: int, data: bytes) -> None:
+        """A chunk that arrived; ignored unless it is of what is being fetched."""
+        if digest == self._wanted:
+            self._chunks.put_nowait((index, data))
+
+    def _begin(self, task: Task, duty: Coroutine[None, None, None]) -> None:
+        self._duty = asyncio.create_task(self._guard(Key.of(task), duty))
+
+    async def _guard(self, key: Key, duty: Coroutine[None, None, None]) -> None:
+        """Do it, and tell if it fails."""
+        me = asyncio.current_task()
+        assert me is not None
+        try:
+            async with self._free:  # what was cancelled before may still be on its way out
+                await duty
+        except Exception as error:
+            if me.cancelling():
+                return
+            if not isinstance(error, TalariaError | OSError):
+                log.exception("round %d failed", key.round)
+            code = error.code if isinstance(error, TalariaError) else "agent"
+            self._tell(Failed(key, code, f"{type(error).__name__}: {error}"))
+        finally:
+            duty.close()
+
+    # --- fetch ---
+
+    async def _fetch(self, task: Task) -> None:
+        blobs = [task.payload, *([task.template] if task.template else [])]
+        self._store.keep_downloads(*(blob.digest for blob in blobs))
+        for blob in blobs:
+            await self._download(task.run, blob)
+        self._tell(Fetched(Key.of(task)))
+
+    async def _download(self, run: str, blob: Blob) -> None:
+        self._check_room(blob)
+        path = self._path(blob)
+        download = Download(self._link, self._topics, self._config.device, run, blob, path)
+        self._chunks, self._wanted = asyncio.Queue(), blob.digest
+        try:
+            if not download.complete:
+                await download.start()
+            while not download.complete:
+                try:
+                    async with asyncio.timeout(self._config.stall_s):
+                        index, data = await self._chunks.get()
+                except TimeoutError:
+                    await download.on_stall()
+                    continue
+                try:
+                    await download.on_chunk(index, data)
+                except MalformedPayload as error:
+                    log.warning("ignored a chunk: %s", error)
+            download.finish()
+        finally:
+            self._wanted = None
+            await download.close()
+
+    def _check_room(self, blob: Blob) -> None:
+        """Refuse what this device cannot hold, before a byte of it is fetched."""
+        limit = self._profile.memory_mib * 2**20
+        if blob.size > limit:
+            raise StateError(f"a payload of {blob.size} bytes is more than this device's memory ({limit} bytes)")
+        free = self._store.free_bytes()
+        if 3 * blob.size > free:
+            raise StateError(
+                f"{free} bytes are free in {self._store.directory}, too few for {blob.size} bytes of payload"
+            )
+
+    def _path(self, blob: Blob) -> Path:
+        return self._store.downloads / blob.digest
+
+    # --- work ---
+
+    async def _work(self, task: Task, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTime("the deadline passed while the payload was being fetched")
+        job = Job(
+            task=task,
+            device=self._config.device,
+            payload=self._path(task.payload),
+            memory=self._store.memory(task.run),
+            out=self._store.workspace(),
+            data=self._config.data,
+            profile=self._profile,
+            threads=self._config.threads or self._profile.training.threads,
+            trust=self._config.trust,
+            deadline_s=left,
+        )
+        started = time.monotonic()
+        outcome = await self._do(job)
+        if not outcome.succeeded:
+            self._tell(Failed(Key.of(task), outcome.code, outcome.reason))
+            return
+        log.info("round %d: %s done in %.1f s", task.round, task.action, time.monotonic() - started)
+        answer = await self._answer(job, outcome)
+        settled = await asyncio.to_thread(settle, job.out)
+        # From here to the end nothing is awaited: what is on the disk is always told.
+        self._store.commit(job.out, Key.of(task), answer, outcome.examples, settled)
+        self._store.keep_downloads()
+        self._tell(Done(Key.of(task), answer))
+
+    async def _answer(self, job: Job, outcome: Outcome) -> Offer | Report:
+        task = job.task
+        if task.action == "train":
+            chunk = chunk_size(min(self._link.max_packet, self._profile.link.max_packet))
+            blob = await asyncio.to_thread(describe, job.out / UPDATE, chunk)
+            return Offer(run=task.run, round=task.round, blob=blob)
+        metrics = {**outcome.metrics, **await self._install(job, outcome), **self._count(task.run)}
+        return Report(run=task.run, round=task.round, examples=outcome.examples, metrics=metrics)
+
+    async def _install(self, job: Job, outcome: Outcome) -> dict[str, float]:
+        """Metrics of the exported model; none where it was refused, which is said and does not undo the training."""
+        if job.task.template is None:
+            return {}
+        template = self._path(job.task.template)
+        running = asyncio.ensure_future(asyncio.to_thread(install, job, outcome, template, self._store.models))
+        try:
+            return await asyncio.shield(running)
+        except ExportError as error:
+            log.warning("the model in service stays: %s", error)
+            return {}
+        finally:
+            await asyncio.wait([running])  # also when cancelled: two at once would be in each other's way
