@@ -20,7 +20,9 @@ class Training(Section):
     threads: int = Field(1, ge=1, description="compute threads of the trainer")
     batch_size: int = Field(32, ge=1, description="upper bound of the local batch")
     memory_mib: int = Field(
-        512, ge=0, description="memory that the trainer process may allocate; beyond it the round fails"
+        512,
+        ge=0,
+        description="memory that a round may allocate beyond the loaded training library; more, and the round fails",
     )
     keep_warm: bool = Field(True, description="keep the training library loaded between rounds (about 220 MB)")
 
