@@ -1,0 +1,418 @@
+"""Shrunk networks compute and train exactly what masked ones do; the choice of channels keeps its promises."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from shared.channel_trace import channel_layout, random_masks
+from shared.channels import ChannelLayout
+from shared.models import build_model, example_input
+from shared.partition import head_names
+from shared.pruning import channels, choose, macs, masked, parameters, put, scores, shrink, take
+from shared.tensors import Masks, Subnet, load_tensors, state_tensors
+from shared.torchvision_ops import torchvision
+
+
+@functools.cache
+def resolved(name: str, **options: int) -> tuple[nn.Module, ChannelLayout, Tensor]:
+    """Model (never change it), layout, example. BatchNorm is made to matter: nothing in it is 0 or 1."""
+    model, example = build_model(name, options, seed=0), example_input(name, options)
+    torch.manual_seed(1)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias)
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    return model, channel_layout(model, example), example
+
+
+def difference(one: nn.Module, other: nn.Module, example: Tensor) -> float:
+    """Largest difference of the outputs, relative to the largest output."""
+    with torch.no_grad():
+        torch.manual_seed(0)  # stochastic depth
+        a = one(example)
+        torch.manual_seed(0)
+        b = other(example)
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    return model
+
+
+# --- shrunk is masked -----------------------------------------------------------------------------------------------
+
+
+def small_vgg() -> nn.Module:
+    vgg = torchvision().models.vgg
+    features = vgg.make_layers([16, "M", 32, "M", 64, 64, "M", 64, 64, "M"], batch_norm=True)
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.Linear(64, 10))
+
+
+def small_densenet() -> nn.Module:
+    model: nn.Module = torchvision().models.DenseNet(8, (2, 3, 3, 2), num_init_features=16, num_classes=10)
+    return model
+
+
+def small_resnext() -> nn.Module:
+    resnet = torchvision().models.resnet
+    model: nn.Module = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], 10, groups=8, width_per_group=4)
+    return model
+
+
+def small_mobilenet() -> nn.Module:
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
+    model: nn.Module = torchvision().models.MobileNetV2(10, 0.5, inverted_residual_setting=blocks)
+    return model
+
+
+BUILT = [
+    "smallcnn",
+    "lenet5",
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "googlenet",
+    "squeezenet1_1",
+    "mnasnet0_5",
+    "regnet_y_400mf",
+    "shufflenet_v2_x0_5",
+]
+ZOO: dict[str, Callable[[], nn.Module]] = {
+    **{name: functools.partial(build_model, name, {"channels": 3, "size": 32}, seed=0) for name in BUILT},
+    "vgg with batch norm": small_vgg,
+    "densenet": small_densenet,
+    "resnext": small_resnext,
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_shrunk_equals_masked_in_eval_and_train_mode(name: str) -> None:
+    model = without_dropout(ZOO[name]()).double()
+    example = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layout = channel_layout(model, example[:2])
+    assert layout.groups
+    for seed, keep in enumerate((0.7, 0.3, 0.1)):
+        held = random_masks(layout, seed=seed, keep=keep)
+        small, zeroed = shrink(model, layout, held), masked(model, layout, held)
+        assert parameters(small, layout) == parameters(model, layout, held) < parameters(model, layout)
+        for training in (False, True):
+            assert difference(small.train(training), zeroed.train(training), example) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["digitscnn", "har1d", "lenet-small"])
+def test_the_same_in_float32_with_our_own_models(name: str) -> None:
+    model, layout, example = resolved(name)
+    held = random_masks(layout, seed=0)
+    small, zeroed = shrink(model, layout, held), masked(model, layout, held)
+    assert difference(small.eval(), zeroed.eval(), example) < 1e-5
+    assert difference(small.train(), zeroed.train(), example) < 1e-5
+
+
+def test_masking_convolutions_alone_is_not_pruning() -> None:
+    """The trap: BatchNorm's bias flows on where only the convolution's rows are zero."""
+    model, layout, example = resolved("digitscnn")
+    held = random_masks(layout, seed=0)
+    trapped = copy.deepcopy(model).eval()
+    for path, layer in trapped.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            rows = layout.index(f"{path}.weight", held)[0]
+            layer.weight.data[np.setdiff1d(np.arange(layer.out_channels), rows)] = 0
+    assert difference(shrink(model, layout, held).eval(), trapped, example) > 0.1
+
+
+def test_layers_of_the_shrunk_model_know_their_widths() -> None:
+    model, layout, _ = resolved("mobilenet_v2")
+    small = shrink(model, layout, random_masks(layout, seed=0))
+    for layer in small.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean.shape == layer.weight.shape == (layer.num_features,)
+        elif isinstance(layer, nn.Linear):
+            assert layer.weight.shape == (layer.out_features, layer.in_features)
+
+
+def test_shrinking_leaves_the_model_alone_and_keeps_what_is_frozen() -> None:
+    model, layout, _ = resolved("digitscnn")
+    before = state_tensors(model)
+    model[0].weight.requires_grad_(False)
+    small = shrink(model, layout, random_masks(layout, seed=0))
+    model[0].weight.requires_grad_(True)
+    assert not small[0].weight.requires_grad
+    assert small[3 + 1].weight.requires_grad
+    assert all((array == before[name]).all() for name, array in state_tensors(model).items())
+
+
+def test_tied_parameters_stay_tied() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    model[2].weight = model[1].weight
+    layout = channel_layout(model, torch.zeros(2, 3))
+    small = shrink(model, layout, random_masks(layout, seed=0))
+    assert small[1].weight is small[2].weight
+    assert small[1].weight.shape == (4, 4)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(model: nn.Module, inputs: Tensor, mask: dict[str, Tensor] | None = None) -> None:
+    """Four steps of SGD with momentum and weight decay."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    for step in range(4):
+        optimizer.zero_grad()
+        scores_ = model(inputs[step])
+        nn.functional.cross_entropy(scores_, torch.arange(len(scores_)) % scores_.shape[1]).backward()
+        for name, parameter in model.named_parameters():
+            if mask is not None and parameter.grad is not None:
+                parameter.grad *= mask[name]
+        optimizer.step()
+
+
+@pytest.mark.parametrize("gradient_mask", [True, False])
+@pytest.mark.parametrize("name", ["lenet5", "digitscnn", "har1d", "resnet18", "small mobilenet"])
+def test_training_the_shrunk_network_is_training_the_masked_one(name: str, gradient_mask: bool) -> None:
+    """Scattered back, it is what gradient-masked dense training gives; without the mask too, since nothing regrows."""
+    built = small_mobilenet() if name == "small mobilenet" else build_model(name, {}, seed=0)
+    model = without_dropout(built).double()
+    shape = {"har1d": (6, 32), "resnet18": (3, 8, 8), "small mobilenet": (3, 16, 16), "digitscnn": (1, 8, 8)}
+    inputs = torch.randn(4, 6, *shape.get(name, (1, 28, 28)), generator=torch.Generator().manual_seed(0)).double()
+    layout = channel_layout(model, inputs[0])
+    held = random_masks(layout, seed=3)
+    small, zeroed = shrink(model, layout, held).train(), masked(model, layout, held).train()
+    train(small, inputs)
+    train(zeroed, inputs, dict(masked(ones_like(model), layout, held).named_parameters()) if gradient_mask else None)
+
+    ours, dense = state_tensors(small), state_tensors(zeroed)
+    scattered = {array_name: np.zeros_like(array) for array_name, array in dense.items()}
+    put(scattered, Subnet(ours, held), layout)
+    for array_name, array in dense.items():
+        if array_name.endswith("running_var"):  # the variance of an absent channel is of no use: any value is right
+            array, scattered[array_name] = take({array_name: array}, layout, held)[array_name], ours[array_name]
+        np.testing.assert_allclose(scattered[array_name], array, rtol=0, atol=1e-10, err_msg=array_name)
+
+
+def ones_like(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    return model
+
+
+# --- dense and shrunk tensors ---------------------------------------------------------------------------------------
+
+
+def test_taken_tensors_fit_the_shrunk_model() -> None:
+    model, layout, example = resolved("digitscnn")
+    held = random_masks(layout, seed=0)
+    small = shrink(model, layout, held).eval()
+    other = shrink(masked(model, layout, random_masks(layout, seed=1)), layout, held).eval()
+    load_tensors(other, take(state_tensors(model), layout, held))
+    assert torch.equal(small(example), other(example))
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.1, 0.5, 0.9]))
+@settings(max_examples=25, deadline=None)
+def test_put_is_the_inverse_of_take_and_touches_nothing_else(seed: int, keep: float) -> None:
+    model, layout, _ = resolved("digitscnn")
+    held = random_masks(layout, seed=seed, keep=keep)
+    dense = state_tensors(model)
+    marked = {name: np.full_like(array, 7) for name, array in dense.items()}
+    put(marked, Subnet(take(dense, layout, held), held), layout)
+    again = take(marked, layout, held)
+    assert all((again[name] == array).all() for name, array in take(dense, layout, held).items())
+    for name, array in dense.items():
+        inside = math.prod(layout.shape(name, array.shape, held))
+        assert int((marked[name] == 7).sum()) == array.size - inside
+
+
+def test_without_masks_everything_is_taken_and_put() -> None:
+    model, layout, _ = resolved("digitscnn")
+    dense = state_tensors(model)
+    assert all(array is dense[name] for name, array in take(dense, layout, None).items())
+    target = {name: np.zeros_like(array) for name, array in dense.items()}
+    put(target, Subnet({"0.weight": dense["0.weight"]}), layout)
+    assert (target["0.weight"] == dense["0.weight"]).all()
+    assert not target["4.weight"].any()
+
+
+# --- groups against torch-pruning -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_torch_pruning_finds_the_same_groups(name: str) -> None:
+    model, layout, example = resolved(name)
+    model = copy.deepcopy(model).eval()
+    paths = {layer: path for path, layer in model.named_modules()}
+    makers: dict[str, set[str]] = {group: set() for group in layout.groups}
+    ends = np.cumsum(list(layout.groups.values()))
+    for path, layer in model.named_modules():
+        rows = layout.axes.get(f"{path}.weight", (None,))[0]
+        if isinstance(layer, nn.Conv2d | nn.Linear) and rows is not None and getattr(layer, "groups", 1) == 1:
+            makers[list(layout.groups)[int(np.searchsorted(ends, rows[0], side="right"))]].add(path)
+
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
+    classifier = model.get_submodule(next(iter(head_names(model))).rpartition(".")[0])
+    theirs = {
+        frozenset(
+            paths[dep.target.module]
+            for dep, _ in group
+            if graph.is_out_channel_pruning_fn(dep.handler)
+            and isinstance(dep.target.module, nn.Conv2d | nn.Linear)
+            and getattr(dep.target.module, "groups", 1) == 1
+        )
+        for group in graph.get_all_groups(ignored_layers=[classifier], root_module_types=[nn.Conv2d, nn.Linear])
+    }
+    assert {frozenset(one) for one in makers.values()} == theirs
+
+
+def test_the_masks_of_resnet18_are_360_bytes() -> None:
+    _, layout, _ = resolved("resnet18")
+    assert len(layout.groups) == 12
+    assert sum(np.packbits(mask).size for mask in layout.full().values()) == 360
+    assert list(layout.groups)[:3] == ["conv1", "layer1.0.conv1", "layer1.1.conv1"]
+
+
+# --- the choice -----------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_the_l1_norm_of_all_that_goes_with_a_channel() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
+    layout = channel_layout(model, torch.zeros(2, 2))
+    tensors = {
+        "0.weight": [[1, -2], [10, 20]],
+        "0.bias": [3, 30],
+        "1.weight": [0.5, 5],
+        "1.bias": [0.25, 0],
+        "1.running_mean": [100, 100],
+        "1.running_var": [100, 100],
+        "3.weight": [[-4, 40]],
+        "3.bias": [1000],
+    }
+    arrays = {name: np.array(values, dtype=np.float32) for name, values in tensors.items()}
+    assert scores(arrays, layout)["0"].tolist() == [1 + 2 + 3 + 0.5 + 0.25 + 4, 10 + 20 + 30 + 5 + 40]
+    assert scores(arrays, layout, {"0": np.array([True, False])})["0"].tolist() == [10.75, 0]
+    assert choose(arrays, layout, None, keep=0.9, multiple=1)["0"].tolist() == [False, True]
+
+
+def test_scores_count_a_consumer_only_over_the_channels_that_are_held() -> None:
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    layout = channel_layout(model, torch.zeros(2, 1))
+    arrays = {"0.weight": np.ones((2, 1)), "1.weight": np.array([[1.0, 100], [2, 100]]), "2.weight": np.ones((1, 2))}
+    held = {"0": np.array([True, False]), "1": np.array([True, True])}
+    assert scores(arrays, layout, held)["1"].tolist() == [2, 3]
+
+
+def check_choice(layout: ChannelLayout, before: Masks, after: Masks, multiple: int) -> None:
+    layout.check(after)
+    for group, mask in after.items():
+        assert not (mask & ~before[group]).any(), "masks only shrink"
+        kept, units = int(mask.sum()), mask.size
+        assert kept >= min(multiple, units)
+        assert kept % multiple == 0 or kept == before[group].sum()
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4), st.sampled_from([1, 4, 8]))
+@settings(max_examples=30, deadline=None)
+def test_choices_shrink_meet_their_target_and_keep_multiples(targets: list[float], multiple: int) -> None:
+    model, layout, _ = resolved("digitscnn")
+    tensors = state_tensors(model)
+    dense = parameters(tensors, layout)
+    held = layout.full()
+    for keep in targets:
+        before = held
+        held = choose(tensors, layout, held, keep=keep, multiple=multiple)
+        check_choice(layout, before, held, multiple)
+        least = all(mask.sum() <= max(multiple, 1) for mask in held.values())
+        assert parameters(tensors, layout, held) <= keep * dense or least
+        if parameters(tensors, layout, before) <= keep * dense:
+            assert all((held[group] == before[group]).all() for group in held)
+
+
+@pytest.mark.parametrize("name", ["digitscnn", "lenet-small", "resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("keep", [0.8, 0.5, 0.2])
+def test_the_target_is_met_closely(name: str, keep: float) -> None:
+    """Within what one block of eight channels of some layer makes up: large where the whole network is small."""
+    model, layout, _ = resolved(name)
+    held = choose(state_tensors(model), layout, None, keep=keep)
+    share = parameters(model, layout, held) / parameters(model, layout)
+    slack = {"digitscnn": 0.06, "lenet-small": 0.15}.get(name, 0.003)
+    assert keep - slack <= share <= keep
+    assert parameters(shrink(model, layout, held), layout) == parameters(model, layout, held)
+
+
+def test_pruning_in_steps_goes_on_in_a_small_network() -> None:
+    """The digits network has groups of 16, 32, 64 and 56: every round of a schedule must get somewhere."""
+    model, layout, _ = resolved("digitscnn")
+    tensors, held, share = state_tensors(model), layout.full(), 1.0
+    for keep in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+        held = choose(tensors, layout, held, keep=keep)
+        before, share = share, parameters(tensors, layout, held) / parameters(tensors, layout)
+        assert share <= keep
+        assert share < before
+
+
+def test_a_choice_that_asks_for_nothing_more_changes_nothing() -> None:
+    model, layout, _ = resolved("digitscnn")
+    held = choose(state_tensors(model), layout, None, keep=0.0)
+    assert [int(mask.sum()) for mask in held.values()] == [8, 8, 8, 8]
+    again = choose(state_tensors(model), layout, held, keep=0.0)
+    assert all((again[group] == held[group]).all() for group in held)
+    assert all(mask.all() for mask in choose(state_tensors(model), layout, None, keep=1.0).values())
+
+
+def test_all_layers_shrink_alike_and_the_weakest_channels_go() -> None:
+    model, layout, _ = resolved("resnet18")
+    held = choose(state_tensors(model), layout, None, keep=0.5)
+    shares = [mask.mean() for mask in held.values()]
+    assert max(shares) - min(shares) <= 8 / 64
+    worth = scores(model, layout)
+    assert all(worth[group][mask].min() >= worth[group][~mask].max() for group, mask in held.items())
+
+
+def test_the_classifier_keeps_its_rows_and_the_input_its_columns() -> None:
+    for name in ("digitscnn", "har1d", "resnet18", "mobilenet_v2"):
+        model, layout, _ = resolved(name)
+        small = shrink(model, layout, choose(state_tensors(model), layout, None, keep=0.0))
+        weights = [layer.weight for layer in small.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        dense = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
+        assert weights[-1].shape[0] == dense[-1].shape[0]
+        assert weights[0].shape[1] == dense[0].shape[1]
+
+
+# --- how much is left -----------------------------------------------------------------------------------------------
+
+
+def test_parameters_macs_and_channels_by_hand() -> None:
+    model, layout, example = resolved("lenet-small")
+    dense = (8 * 25 + 8) + (16 * 8 * 25 + 16) + (256 * 64 + 64) + (64 * 10 + 10)
+    assert parameters(model, layout) == sum(one.numel() for one in model.parameters()) == dense
+    assert macs(model, example) == 8 * 25 * 24 * 24 + 16 * 8 * 25 * 8 * 8 + 256 * 64 + 64 * 10
+    held = layout.full()
+    held["3"][4:] = False
+    held["7"][60:] = False
+    left = (8 * 25 + 8) + (4 * 8 * 25 + 4) + (64 * 60 + 60) + (60 * 10 + 10)
+    small = shrink(model, layout, held)
+    assert parameters(state_tensors(model), layout, held) == parameters(small, layout) == left
+    assert macs(small, example) == 8 * 25 * 24 * 24 + 4 * 8 * 25 * 8 * 8 + 64 * 60 + 60 * 10
+    assert channels(layout, held) == (8 + 4 + 60, 88)
+    assert channels(layout, None) == (88, 88)
+
+
+def test_statistics_are_not_parameters() -> None:
+    model, layout, _ = resolved("digitscnn")
+    assert parameters(state_tensors(model), layout) == sum(one.numel() for one in model.parameters()) == 38_370
