@@ -33,14 +33,14 @@ class Normalization:
         return cls(tuple(channels.mean(axis=1).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist()))
 
     def apply(self, raw: Raw) -> Floats:
-        """Normalized float32 inputs, N x C x ..., in an array of their own. DataError when the channels do not fit."""
+        """Normalized float32 inputs, N x C x ..., in a contiguous array of their own. DataError when the channels do not fit."""
         if len(self.mean) not in (1, raw.shape[1]):
             raise DataError(
                 f"data.mean has {len(self.mean)} values, the inputs have {raw.shape[1]} channels (axis 1 of "
                 f"{raw.shape}): give one value, or one per channel"
             )
         shape = (1, -1) + (1,) * (raw.ndim - 2)
-        inputs = raw.astype(np.float32)
+        inputs = raw.astype(np.float32, order="C")
         inputs -= np.asarray(self.mean, np.float32).reshape(shape)
         inputs /= np.asarray(self.std, np.float32).reshape(shape)
         return inputs

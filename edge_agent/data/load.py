@@ -2,9 +2,10 @@
 
 import inspect
 
+import numpy as np
 from pydantic import ValidationError, validate_call
 
-from edge_agent.data.dataset import Dataset, DeviceData, Examples, Integers, Normalization
+from edge_agent.data.dataset import Dataset, DeviceData, Examples, Integers, Normalization, Raw
 from edge_agent.data.files import locate
 from edge_agent.data.partition import partition
 from edge_agent.data.sources import SOURCES, Source
@@ -46,13 +47,13 @@ def device_data(dataset: Dataset, settings: DataSettings) -> DeviceData:
     else:
         normalization = dataset.normalization or Normalization.measured(raw)
 
-    def examples(indices: Integers) -> Examples:
-        return Examples(normalization.apply(dataset.take(indices)), dataset.labels[indices])
+    def examples(indices: Integers, raw: Raw) -> Examples:
+        return Examples(normalization.apply(raw), dataset.labels[indices].astype(np.int64))
 
     return DeviceData(
-        train=Examples(normalization.apply(raw), dataset.labels[splits.train]),
-        validation=examples(splits.validation),
-        test=examples(splits.test),
+        train=examples(splits.train, raw),
+        validation=examples(splits.validation, dataset.take(splits.validation)),
+        test=examples(splits.test, dataset.take(splits.test)),
         classes=dataset.classes,
         normalization=normalization,
     )

@@ -83,7 +83,9 @@ def test_only_the_images_of_the_part_are_read(tmp_path: Path) -> None:
     for index in range(2):
         part = PartitionSettings(kind="iid", devices=2, index=index)
         try:
-            assert load(settings.model_copy(update={"partition": part})).shape == (3, 4, 6)
+            data = load(settings.model_copy(update={"partition": part}))
+            assert data.shape == (3, 4, 6)
+            assert data.train.inputs.flags.c_contiguous
         except DataError as error:
             failures.append(str(error))
     (failure,) = failures

@@ -125,7 +125,7 @@ import numpy as np
 from edge_agent.data import Dataset
 
 def source(path, *, count: int = 30, **more):
-    labels = np.arange(count) % 3
+    labels = (np.arange(count) % 3).astype(np.uint8)
     return Dataset(labels[:, None].astype(float), labels, ("a", "b", "c"), owners=labels)
 
 def nothing(path):
@@ -145,6 +145,7 @@ def test_a_source_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = load(DataSettings(source=name, partition=part, options={"count": 60, "free": 1}))
     assert len(whole(data)) == 20
     assert set(data.train.labels) == {1}
+    assert data.train.labels.dtype == np.int64
     with pytest.raises(DataError, match=r"returned a NoneType, not an edge_agent.data.Dataset"):
         load(DataSettings(source="my_source_of_tests:nothing"))
     with pytest.raises(ConfigError, match=r"has no 'missing'"):
