@@ -33,7 +33,7 @@ class Normalization:
         return cls(tuple(channels.mean(axis=1).tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist()))
 
     def apply(self, raw: Raw) -> Floats:
-        """Normalized float32 inputs, N x C x ..., in a contiguous array of their own. DataError when the channels do not fit."""
+        """Normalized float32 inputs, N x C x ..., as a contiguous copy. DataError for wrong channels."""
         if len(self.mean) not in (1, raw.shape[1]):
             raise DataError(
                 f"data.mean has {len(self.mean)} values, the inputs have {raw.shape[1]} channels (axis 1 of "
