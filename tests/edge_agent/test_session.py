@@ -461,5 +461,5 @@ def replace_time(asked: Task, left: float) -> Task:
     return asked.model_copy(update={"time_left_s": left})
 
 
-Device.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Device.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestDevice = Device.TestCase

@@ -1,0 +1,126 @@
+"""The doctor: each check on what is well and on what is not."""
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from coordinator.broker import EmbeddedBroker
+from edge_agent import doctor
+from edge_agent.cli import cli
+from shared.config import AgentConfig, BrokerSettings, DataSettings
+from shared.profiles import load_profile
+
+CONTAINER = load_profile("container")
+
+
+def machine(root: Path, *, mib: int, board: str = "") -> Path:
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: {mib * 1024} kB\nMemAvailable: {mib * 1024} kB\n")
+    if board:
+        (root / "proc/device-tree").mkdir(exist_ok=True)
+        (root / "proc/device-tree/model").write_text(f"{board}\0")
+    return root
+
+
+def agent_config(tmp_path: Path, url: str) -> AgentConfig:
+    return AgentConfig(device="device", state_dir=tmp_path / "state", broker=BrokerSettings(url=url))
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+    return port
+
+
+async def test_broker_is_reached_and_its_packets_are_known(tmp_path: Path) -> None:
+    async with EmbeddedBroker(tmp_path / "broker") as embedded:
+        finding = await doctor.broker(agent_config(tmp_path, embedded.url), CONTAINER, 10)
+    assert finding.status == "ok"
+    assert f"chunks of {CONTAINER.link.max_packet - 512}" in finding.detail
+
+
+async def test_broker_that_is_not_there(tmp_path: Path, dead_port: int) -> None:
+    async with asyncio.timeout(10):
+        finding = await doctor.broker(agent_config(tmp_path, f"mqtt://127.0.0.1:{dead_port}"), CONTAINER, 0.3)
+    assert finding.status == "problem"
+    assert str(dead_port) in finding.detail
+
+
+def test_machine_that_fits_its_profile(tmp_path: Path) -> None:
+    (finding,) = doctor.machine(CONTAINER, machine(tmp_path, mib=1024))
+    assert finding.status == "ok"
+
+
+def test_machine_that_is_too_small_for_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    (finding,) = doctor.machine(load_profile("rpi-5"), machine(tmp_path, mib=3800))
+    assert finding.status == "problem"
+    assert "try profile rpi-4b" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("board", "name"),
+    [
+        ("Raspberry Pi 4 Model B Rev 1.5", "rpi-4b"),
+        ("Raspberry Pi 5 Model B Rev 1.0", "rpi-5"),
+        ("Raspberry Pi Zero 2 W Rev 1.0", "rpi-zero-2w"),
+    ],
+)
+def test_a_known_board_is_proposed_its_profile(tmp_path: Path, board: str, name: str) -> None:
+    proposed = doctor.propose(4, 16000, machine(tmp_path, mib=16000, board=board))
+    assert proposed is not None
+    assert proposed.id == name
+
+
+def test_no_profile_fits_a_tiny_machine(tmp_path: Path) -> None:
+    assert doctor.propose(1, 100, tmp_path) is None
+
+
+def test_state_folder(tmp_path: Path) -> None:
+    assert doctor.state(tmp_path / "new").status == "ok"
+    (tmp_path / "file").write_text("")
+    finding = doctor.state(tmp_path / "file")
+    assert finding.status == "problem"
+    assert "state_dir" in finding.detail
+
+
+def test_packages_are_tried_in_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_wheel.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert doctor.package("numpy", needed=True).detail == np.__version__
+    broken = doctor.package("broken_wheel", needed=False)
+    assert broken.status == "problem"
+    assert "illegal instruction" in broken.detail
+    assert doctor.package("no_such_package", needed=False).status == "warning"
+    missing = doctor.package("no_such_package", needed=True)
+    assert missing.status == "problem"
+    assert "pip install" in missing.detail
+
+
+def test_data(tmp_path: Path) -> None:
+    config = agent_config(tmp_path, "mqtt://localhost")
+    finding = doctor.data(config)
+    assert finding.status == "ok"
+    assert "10 classes" in finding.detail
+    missing = config.model_copy(update={"data": DataSettings(source="npz", path=tmp_path / "missing.npz")})
+    finding = doctor.data(missing)
+    assert finding.status == "problem"
+    assert "missing.npz" in finding.detail
+
+
+def test_command_reports_a_problem_in_json_and_exit_status(tmp_path: Path, dead_port: int) -> None:
+    settings = ["device=device", f"state_dir={tmp_path / 'state'}", f"broker.url=mqtt://127.0.0.1:{dead_port}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    result = CliRunner().invoke(cli, ["doctor", *arguments, "--timeout", "0.3", "--json"])
+    assert result.exit_code == 1
+    found = {finding["check"]: finding["status"] for finding in json.loads(result.output)}
+    assert found["broker"] == "problem"
+    assert found["torch"] == found["data"] == found["state_dir"] == "ok"
