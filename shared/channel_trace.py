@@ -72,7 +72,10 @@ def random_masks(layout: ChannelLayout, *, seed: int, keep: float = 0.5) -> Mask
 
 class _WithoutDropout(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        return args[0] if "dropout" in getattr(func, "__name__", "") else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if "dropout" in getattr(func, "__name__", ""):
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)
 
 
 def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
@@ -105,7 +108,7 @@ class _Tracer(TorchFunctionMode):
         self._label(example, fixed(example.shape))
         with self:
             output = model(example)
-        for tensor in tensors_in(list(output.values()) if isinstance(output, dict) else output):
+        for tensor in tensors_in(output):
             self.labels.freeze(self.of(tensor))
 
     # --- what rules ask for ---
