@@ -79,8 +79,8 @@ class RoundEngine:
         """Devices that failed in the current attempt, and did not answer."""
         return {device for device in self._failures if self._failed_now(device)} - self.answered()
 
-    def judge(self, device: str, run: str, number: int) -> Verdict:
-        """Whether something that `device` sends for round `number` of `run` is welcome now."""
+    def judge(self, device: str, run: str, number: int, action: Action | None = None) -> Verdict:
+        """Whether something that `device` sends for round `number` of `run` is welcome now: an answer to `action`."""
         if run != self.run:
             return Verdict.FOREIGN_RUN
         if self._answered.get(device) == number:
@@ -89,7 +89,8 @@ class RoundEngine:
             return Verdict.STALE
         if number > self.round:
             return Verdict.FUTURE
-        if self.phase is not Phase.PERSONALIZING and device not in self._asked:
+        asks: Action = "personalize" if self.phase is Phase.PERSONALIZING else "train"
+        if action not in (None, asks) or (asks == "train" and device not in self._asked):
             return Verdict.NOT_IN_COHORT
         return Verdict.WELCOME
 

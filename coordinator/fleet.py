@@ -1,6 +1,7 @@
 """The twins: what the coordinator knows of each device, kept from its presence and its deeds."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coordinator.events import DeviceOffline, DeviceOnline
@@ -38,9 +39,8 @@ class Fleet:
         """The twin of a device; a new one where it was never heard of."""
         return self._twins.setdefault(device, Twin(device))
 
-    @property
-    def online(self) -> list[Twin]:
-        return [twin for twin in self._twins.values() if twin.online]
+    def __iter__(self) -> Iterator[Twin]:
+        return iter(list(self._twins.values()))
 
     def presence(self, device: str, presence: Presence, now: float) -> DeviceOnline | DeviceOffline | None:
         """Take note; what the engine should hear of it, None where that is nothing new.

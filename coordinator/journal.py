@@ -61,7 +61,8 @@ class Journal:
             except OSError:
                 os.truncate(self._path, end)
                 raise
-        sync_directory(self._path.parent)
+        if not self._known:
+            sync_directory(self._path.parent)
         self._known.add(self._key(line))
 
     def _cut_torn_tail(self) -> None:

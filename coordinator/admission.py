@@ -1,0 +1,115 @@
+"""Is this update acceptable? Asked of every update before anything is made of it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from shared.aggregation import Update
+from shared.channels import ChannelLayout
+from shared.codec import open_payload
+from shared.errors import MalformedPayload, RefusedUpdate
+from shared.messages import PayloadHeader
+from shared.tensors import Array, Masks, Tensors
+
+LARGEST = 1e30
+"""Bound of weight * value: far above any model, and hundreds of millions of such terms still fit a float32 sum."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What updates of this run look like.
+
+    shapes     the dense shape of every shared name
+    dtypes     its dtype
+    layout     None: only dense updates are acceptable
+    weighting  what an update has to weigh: its examples, or 1
+    limit      bytes of the largest acceptable update
+    """
+
+    run: str
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, np.dtype[Any]]
+    layout: ChannelLayout | None
+    weighting: Literal["samples", "uniform"]
+    limit: int
+
+    @classmethod
+    def of(
+        cls,
+        run: str,
+        tensors: Tensors,
+        layout: ChannelLayout | None,
+        weighting: Literal["samples", "uniform"],
+        limit: int,
+    ) -> "Admission":
+        shapes = {name: array.shape for name, array in tensors.items()}
+        return cls(run, shapes, {name: array.dtype for name, array in tensors.items()}, layout, weighting, limit)
+
+    @contextmanager
+    def examine(self, path: Path, number: int, examples: int = 0) -> Iterator[tuple[Update, PayloadHeader]]:
+        """The update in this file, for round `number`; its arrays are views of the file and end with the context.
+
+        examples  how many the device said that it has; 0: it did not say
+        RefusedUpdate says what is wrong with it, whatever the file contains.
+        """
+        try:
+            with open_payload(path, limit=self.limit) as payload:
+                header, subnet = payload.header, payload.subnet
+                self._check_header(header, number, examples)
+                self._check_tensors(subnet.tensors, subnet.held)
+                self._check_values(subnet.tensors, header.weight)
+                yield Update(subnet, header.weight), header
+        except MalformedPayload as error:
+            raise RefusedUpdate(error.code, str(error)) from error
+
+    def _check_header(self, header: PayloadHeader, number: int, examples: int) -> None:
+        if header.run != self.run:
+            raise RefusedUpdate("foreign_run", f"the payload belongs to run {header.run!r}, this is {self.run!r}")
+        if header.round != number:
+            raise RefusedUpdate("wrong_round", f"the payload belongs to round {header.round}, this is {number}")
+        if header.examples == 0:
+            raise RefusedUpdate("no_examples", "nothing was learnt from: 0 examples")
+        if 0 < examples < header.examples:
+            raise RefusedUpdate(
+                "too_many_examples", f"{header.examples} examples claimed; the device said that it has {examples}"
+            )
+        weight = float(header.examples) if self.weighting == "samples" else 1.0
+        if header.weight != weight:
+            raise RefusedUpdate("wrong_weight", f"weight {header.weight}; {self.weighting} weighting makes it {weight}")
+
+    def _check_tensors(self, tensors: Tensors, held: Masks | None) -> None:
+        if tensors.keys() != self.shapes.keys():
+            odd = sorted(tensors.keys() ^ self.shapes.keys())
+            raise RefusedUpdate("wrong_names", f"missing or unknown: {', '.join(odd[:5])} ({len(odd)} names)")
+        if held is not None:
+            if self.layout is None:
+                raise RefusedUpdate("wrong_masks", "channel masks, but nothing is pruned in this run")
+            self.layout.check(held)
+        for name, dense in self.shapes.items():
+            array = tensors[name]
+            shape = self.layout.shape(name, dense, held) if self.layout is not None and held is not None else dense
+            if array.dtype != self.dtypes[name]:
+                raise RefusedUpdate("wrong_dtype", f"{name} is {array.dtype}, not {self.dtypes[name]}")
+            if array.shape != shape:
+                raise RefusedUpdate("wrong_shape", f"{name} has shape {list(array.shape)}, not {list(shape)}")
+
+    def _check_values(self, tensors: Tensors, weight: float) -> None:
+        for name, array in tensors.items():
+            if array.dtype.kind == "f" and not _largest(array) * weight <= LARGEST:
+                raise RefusedUpdate("not_finite", f"{name} holds values that no sum can take (weight {weight})")
+
+
+def _largest(array: Array) -> float:
+    """Largest absolute value, without a copy; NaN where there is one."""
+    return max(float(array.max()), -float(array.min())) if array.size else 0.0
+
+
+def kept(held: Masks | None) -> float:
+    """Share of all channels that are held."""
+    if not held:
+        return 1.0
+    return sum(int(mask.sum()) for mask in held.values()) / sum(mask.size for mask in held.values())

@@ -1,0 +1,190 @@
+"""The folder of a run: whatever kills the coordinator, a restart finds the same round and every accepted update once.
+
+run.json                          id and settings of the run, written once
+lock                              held while a coordinator works here
+starts                            how often a coordinator was started here
+state.json                        the checkpoint: the engine, which global payload, the last journal line
+globals/00003.payload             dense shared tensors (and what of them is valid) that round 3 starts from
+downloads/00003.payload           what round 3's cohort is sent, where that is not all of the global payload
+rounds/00003/00001-phone.update   accepted updates of round 3, numbered in order of arrival
+rounds/00003/incoming/            updates that are being received
+reports/phone.json                metrics of the personalized devices
+template.onnx                     dense ONNX template of the model
+journal.jsonl                     one line per closed round
+
+The checkpoint is the only truth: what it does not refer to is removed after it is durable, or at the next start. Only
+the previous round's payload stays a round longer, for it may still be on its way to the broker.
+"""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from coordinator.events import Snapshot
+from coordinator.journal import Journal, Line
+from shared.config import RunConfig
+from shared.errors import StateError
+from shared.files import atomic_write, sync_directory
+from shared.messages import Blob, Identifier, Report
+from shared.topics import NAME
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    run: Identifier
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """line: the journal's newest line, which may not be in the journal yet; payloads: what may be with the broker."""
+
+    engine: Snapshot
+    line: Line | None = None
+    payloads: tuple[Blob, ...] = ()
+
+    @property
+    def round(self) -> int:
+        return self.engine.closed + 1
+
+
+T = TypeVar("T")
+RECORD, CHECKPOINT, REPORT = TypeAdapter(RunRecord), TypeAdapter(Checkpoint), TypeAdapter(Report)
+
+
+class RunDirectory:
+    """One run's folder. Every method that writes returns when the disk has it; OSError where the disk refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.template = path / "template.onnx"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "run.json").exists()
+
+    def create(self, record: RunRecord) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("globals", "downloads", "rounds", "reports"):
+            (self.path / name).mkdir(exist_ok=True)
+        atomic_write(self.path / "run.json", RECORD.dump_json(record, indent=2))
+
+    def record(self) -> RunRecord:
+        return self._read("run.json", RECORD)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else may work here meanwhile; StateError if somebody does. The lock dies with the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(f"{self.path} is in use by another coordinator; stop it first") from error
+            yield
+
+    def count_start(self) -> int:
+        """The number of this start, from 1."""
+        path = self.path / "starts"
+        number = int(path.read_text()) + 1 if path.exists() else 1
+        atomic_write(path, str(number).encode())
+        return number
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint, with everything removed that does not belong to it; None before the first."""
+        if not (self.path / "state.json").exists():
+            return None
+        checkpoint = self._read("state.json", CHECKPOINT)
+        self._settle(checkpoint)
+        return checkpoint
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """The global payload of its round must have been written before."""
+        atomic_write(self.path / "state.json", CHECKPOINT.dump_json(checkpoint))
+        self._settle(checkpoint)
+
+    @cached_property
+    def _journal(self) -> Journal:
+        return Journal(self.path / "journal.jsonl")
+
+    def _settle(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.line is not None:
+            self._journal.append(checkpoint.line)
+        incoming = self.incoming(checkpoint.round)
+        if not incoming.exists():
+            incoming.mkdir(parents=True)
+            sync_directory(self.path / "rounds")
+        names = {self.global_payload(number).name for number in (checkpoint.round - 1, checkpoint.round)}
+        for payload in [*(self.path / "globals").iterdir(), *(self.path / "downloads").iterdir()]:
+            if payload.name not in names:
+                payload.unlink()
+        for folder in (self.path / "rounds").iterdir():
+            if folder != self._round(checkpoint.round):
+                shutil.rmtree(folder, ignore_errors=True)  # what is being received there goes the next time
+
+    # --- files of a round -------------------------------------------------------------------------------------------
+
+    def global_payload(self, number: int) -> Path:
+        return self.path / "globals" / f"{number:05}.payload"
+
+    def download(self, number: int) -> Path:
+        return self.path / "downloads" / f"{number:05}.payload"
+
+    def incoming(self, number: int) -> Path:
+        """Where updates are received, one file per device."""
+        return self._round(number) / "incoming"
+
+    def accepted(self, number: int) -> dict[str, Path]:
+        """Device -> its accepted update of this round, in order of arrival."""
+        found = {}
+        for path in sorted(self._round(number).glob("*.update")):
+            if match := re.fullmatch(rf"[0-9]{{5,}}-({NAME})\.update", path.name):
+                found[match[1]] = path
+        return found
+
+    def accept(self, number: int, device: str, received: Path) -> Path:
+        """Move a received update, whose bytes are durable, behind those that came before: after a kill it counts, after
+        a power failure only when `confirm` returned before."""
+        place = self._round(number) / f"{len(self.accepted(number)) + 1:05}-{device}.update"
+        received.replace(place)
+        return place
+
+    def confirm(self, number: int) -> None:
+        """What was accepted in this round counts from now on, whatever happens."""
+        sync_directory(self._round(number))
+
+    # --- reports ----------------------------------------------------------------------------------------------------
+
+    def add_report(self, device: str, report: Report) -> None:
+        atomic_write(self.path / "reports" / f"{device}.json", report.model_dump_json().encode())
+
+    def reports(self) -> dict[str, Report]:
+        """Device -> its report, by name."""
+        return {
+            path.stem: self._read(f"reports/{path.name}", REPORT)
+            for path in sorted((self.path / "reports").glob("*.json"))
+        }
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int) -> Path:
+        return self.path / "rounds" / f"{number:05}"
+
+    def _read(self, name: str, adapter: TypeAdapter[T]) -> T:
+        try:
+            return adapter.validate_json((self.path / name).read_bytes())
+        except FileNotFoundError as error:
+            raise StateError(f"{self.path} holds no run: {name} is missing") from error
+        except ValidationError as error:
+            raise StateError(f"{self.path / name} cannot be read: {error}") from error

@@ -1,0 +1,115 @@
+"""What happens in a run, told twice: to the live view as it happens, to the journal when a round closes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from coordinator.fleet import Fleet
+from coordinator.journal import Line
+from shared.messages import Report
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class _Round:
+    """What the journal will say of the open round."""
+
+    since: float
+    payload_bytes: int = 0
+    cohort: set[str] = field(default_factory=set)
+    accepted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rejected: dict[tuple[str, str], str] = field(default_factory=dict)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+class Chronicle:
+    """Events are dicts; `coordinator.server` documents them."""
+
+    def __init__(self, on_event: OnEvent, fleet: Fleet, clock: Callable[[], float]) -> None:
+        self._on_event = on_event
+        self._fleet = fleet
+        self._clock = clock
+        self._round = _Round(clock())
+
+    def tell(self, event: str, **fields: Any) -> None:
+        self._on_event({"event": event, **fields})
+
+    def begin(self, payload_bytes: int) -> None:
+        """A new round, or the personalization, is open."""
+        self._round = _Round(self._clock(), payload_bytes)
+
+    def asked(self, cohort: Iterable[str]) -> None:
+        """These devices are sent the payload."""
+        for device in set(cohort) - self._round.cohort:
+            self._round.cohort.add(device)
+            self.sent(device, self._round.payload_bytes)
+
+    def resumed(self, cohort: Iterable[str], entries: dict[str, dict[str, Any]]) -> None:
+        """What a restart knows of the round."""
+        self._round.cohort.update(cohort)
+        self._round.accepted.update(entries)
+
+    def sent(self, device: str, size: int) -> None:
+        self._fleet[device].bytes_down += size
+        self._round.bytes_down += size
+
+    def received(self, device: str, size: int) -> None:
+        self._fleet[device].bytes_up += size
+        self._round.bytes_up += size
+
+    def accepted(self, entry: dict[str, Any], number: int) -> None:
+        self._fleet[entry["device"]].accepted += 1
+        self._round.accepted[entry["device"]] = entry
+        self.tell("accepted", round=number, **entry)
+
+    def rejected(self, device: str, code: str, reason: str) -> None:
+        """Told once per device, code and round: who repeats itself is counted, and fills neither log nor journal."""
+        self._fleet[device].rejected[code] += 1
+        if (device, code) not in self._round.rejected:
+            self._round.rejected[device, code] = reason
+            self.tell("rejected", device=device, code=code, reason=reason)
+
+    def failed(self, device: str, number: int, code: str, reason: str) -> None:
+        self._fleet[device].failed[code] += 1
+        self._round.failed[device, code] = reason
+        self.tell("failed", device=device, round=number, code=code, reason=reason)
+
+    def closed(self, number: int, attempts: int, digest: str) -> Line:
+        """The journal's line of the round; `digest`: of the payload that it ended with."""
+        happened = self._round
+        return {
+            "event": "round",
+            "round": number,
+            "attempts": attempts,
+            "cohort": sorted(happened.cohort),
+            "accepted": list(happened.accepted.values()),
+            **self._trouble(),
+            "wall_s": round(self._clock() - happened.since, 3),
+            "bytes_down": happened.bytes_down,
+            "bytes_up": happened.bytes_up,
+            "payload_bytes": happened.payload_bytes,
+            "digest": digest,
+        }
+
+    def personalized(self, number: int, reports: dict[str, Report], digest: str) -> Line:
+        """The journal's last line."""
+        return {
+            "event": "personalized",
+            "round": number,
+            "devices": [
+                {"device": device, "examples": report.examples, "metrics": report.metrics}
+                for device, report in reports.items()
+            ],
+            **self._trouble(),
+            "wall_s": round(self._clock() - self._round.since, 3),
+            "digest": digest,
+        }
+
+    def _trouble(self) -> dict[str, list[dict[str, str]]]:
+        def entries(happened: dict[tuple[str, str], str]) -> list[dict[str, str]]:
+            return [{"device": d, "code": code, "reason": reason} for (d, code), reason in happened.items()]
+
+        return {"rejected": entries(self._round.rejected), "failed": entries(self._round.failed)}

@@ -1,0 +1,202 @@
+"""What devices say: decoded, judged and answered at once; what takes time becomes a job. Nothing in here ends a run."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from coordinator.chronicle import Chronicle
+from coordinator.engine import RoundEngine
+from coordinator.events import Action, DeviceFailed, DeviceOffline, Event, Verdict
+from coordinator.fleet import Fleet
+from coordinator.uploads import Grants, UploadDesk
+from shared.chunks import Assembly
+from shared.codec import decode_presence, decode_uplink
+from shared.errors import DigestMismatch, RefusedUpdate, WireError
+from shared.link import Received
+from shared.messages import Chunk, Downlink, Failure, Offer, Receipt, Report, Want
+from shared.topics import Topics
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An offered update is here, whole and on the disk."""
+
+    device: str
+    offer: Offer
+    path: Path
+
+
+@dataclass(frozen=True)
+class Told:
+    """A welcome report has to be written down."""
+
+    device: str
+    report: Report
+
+
+Job: TypeAlias = Event | Arrived | Told
+
+EXPLAINED = {
+    Verdict.FOREIGN_RUN: "it belongs to another run",
+    Verdict.STALE: "the round is closed",
+    Verdict.FUTURE: "the round has not been opened",
+    Verdict.NOT_IN_COHORT: "this device was not asked",
+}
+
+
+class Inbox:
+    """One message at a time.
+
+    answer  sends a message to a device, in the background
+    supply  sends the chunks that a Want names
+    spawn   runs what takes time beside the loop
+    jobs    where events for the engine, and work, go; done in this order by the owner
+    """
+
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        engine: RoundEngine,
+        fleet: Fleet,
+        chronicle: Chronicle,
+        answer: Callable[[str, Downlink], None],
+        supply: Callable[[str, Want], None],
+        spawn: Callable[[Coroutine[None, None, None]], object],
+        jobs: "asyncio.Queue[Job]",
+        clock: Callable[[], float],
+    ) -> None:
+        self.desk: UploadDesk | None = None
+        """Where updates of the open round are received; None while no round is open."""
+        self._topics = topics
+        self._engine = engine
+        self._fleet = fleet
+        self._chronicle = chronicle
+        self._answer = answer
+        self._supply = supply
+        self._spawn = spawn
+        self._jobs = jobs
+        self._clock = clock
+        self._arrived: set[str] = set()
+
+    def receive(self, received: Received) -> None:
+        """One message of any topic that we subscribe to."""
+        device = "?"
+        try:
+            device = self._topics.sender(received.topic)
+            if received.topic == self._topics.presence(device):
+                self._presence(device, received.payload)
+            else:
+                self._uplink(device, received.payload)
+        except WireError as error:
+            self._chronicle.rejected(device, error.code, str(error))
+
+    def done(self, device: str) -> None:
+        """Its update was dealt with, whatever came of it: the device may offer again. Until then it is not heard."""
+        self._arrived.discard(device)
+
+    def stalled(self) -> None:
+        """Time has passed at the desk."""
+        if self.desk is not None:
+            self._grant(self.desk.tick(self._clock()))
+
+    def refuse(self, device: str, run: str, number: int, code: str, reason: str) -> None:
+        """Tell the device, the live view and the journal."""
+        self._chronicle.rejected(device, code, reason)
+        self.receipt(device, run, number, code, reason)
+
+    def receipt(self, device: str, run: str, number: int, code: str = "accepted", reason: str = "") -> None:
+        accepted = code == "accepted"
+        self._answer(device, Receipt(run=run, round=number, accepted=accepted, code=code, reason=reason[:500]))
+
+    def welcome(self, device: str, said: Offer | Report, action: Action) -> bool:
+        """Whether to go on with it; if not, it has been answered."""
+        verdict = self._engine.judge(device, said.run, said.round, action)
+        if verdict is Verdict.DUPLICATE:
+            self.receipt(device, said.run, said.round)
+        elif verdict is not Verdict.WELCOME:
+            self.refuse(device, said.run, said.round, verdict, EXPLAINED[verdict])
+        return verdict is Verdict.WELCOME
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _presence(self, device: str, payload: bytes) -> None:
+        presence = decode_presence(payload)
+        event = self._fleet.presence(device, presence, self._clock())
+        if event is None:
+            return
+        if isinstance(event, DeviceOffline) and self.desk is not None:
+            self.desk.gone(device)
+        capabilities = self._fleet[device].capabilities
+        self._chronicle.tell(
+            "device",
+            device=device,
+            online=presence.online,
+            profile=capabilities.profile if capabilities else "",
+            unfit=self._engine.unfit(capabilities),
+        )
+        self._jobs.put_nowait(event)
+
+    def _uplink(self, device: str, payload: bytes) -> None:
+        match decode_uplink(payload):
+            case Chunk() as chunk:
+                self._chunk(device, chunk)
+            case Offer() as offer:
+                self._offer(device, offer)
+            case Want() as want:
+                self._supply(device, want)
+            case Failure() as failure:
+                self._failure(device, failure)
+            case Report() as report:
+                if self.welcome(device, report, "personalize"):
+                    self._jobs.put_nowait(Told(device, report))
+
+    def _failure(self, device: str, failure: Failure) -> None:
+        """Noted where it matters, and always settled: there is nothing in it that could be lost."""
+        if self._engine.judge(device, failure.run, failure.round) is Verdict.WELCOME:
+            self._chronicle.failed(device, failure.round, failure.code, failure.reason)
+            self._jobs.put_nowait(DeviceFailed(device, failure.round, failure.code))
+        self.receipt(device, failure.run, failure.round)
+
+    def _offer(self, device: str, offer: Offer) -> None:
+        if device in self._arrived or not self.welcome(device, offer, "train"):
+            return
+        if self.desk is None:
+            return  # the round is being closed: the device offers again
+        try:
+            self._grant(self.desk.offer(device, offer, self._clock()))
+        except RefusedUpdate as error:
+            self.refuse(device, offer.run, offer.round, error.code, str(error))
+            self._jobs.put_nowait(DeviceFailed(device, offer.round, error.code))
+        self._collect(device)
+
+    def _chunk(self, device: str, chunk: Chunk) -> None:
+        if self.desk is not None:
+            self._chronicle.received(device, len(chunk.data))
+            self._grant(self.desk.chunk(device, chunk, self._clock()))
+            self._collect(device)
+
+    def _collect(self, device: str) -> None:
+        """Go on with the device's update if it is complete."""
+        if self.desk is not None and (completed := self.desk.completed(device)) is not None:
+            offer, assembly = completed
+            self._arrived.add(device)
+            self._spawn(self._verify(device, offer, assembly))
+
+    async def _verify(self, device: str, offer: Offer, assembly: Assembly) -> None:
+        """Devices wait for the disk at the same time, not one after the other."""
+        try:
+            self._jobs.put_nowait(Arrived(device, offer, await asyncio.to_thread(assembly.finish)))
+        except DigestMismatch as error:
+            assembly.discard()
+            self.done(device)
+            self.refuse(device, offer.run, offer.round, error.code, str(error))
+            self._jobs.put_nowait(DeviceFailed(device, offer.round, error.code))
+        except FileNotFoundError:  # the round was closed, and its folder is gone
+            self.done(device)
+
+    def _grant(self, grants: Grants) -> None:
+        for device, grant in grants:
+            self._answer(device, grant)

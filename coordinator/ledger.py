@@ -1,0 +1,103 @@
+"""The global tensors of a run and what becomes of them: every accepted update counts once, whatever happens.
+
+Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator, and at the end of a round the result.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from coordinator.admission import Admission, kept
+from coordinator.checkpoints import RunDirectory
+from coordinator.definition import Definition
+from shared.aggregation import Accumulator
+from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
+from shared.errors import RefusedUpdate, StateError
+from shared.files import sync_directory, sync_file
+from shared.messages import PayloadHeader
+from shared.pruning import take
+from shared.tensors import Subnet, Tensors
+
+
+class Ledger:
+    """Works in the run's folder; one call at a time."""
+
+    def __init__(self, directory: RunDirectory, definition: Definition, run: str) -> None:
+        self._directory = directory
+        self._algorithm, self._settings = definition.algorithm, definition.hyperparameters
+        self._layout = definition.layout
+        self._run = run
+        self.limit = sum(array.nbytes + ALIGNMENT for array in definition.initial.values()) + MAX_HEADER
+        """Bytes of the largest update that can be acceptable."""
+        self._admission = Admission.of(run, definition.initial, self._layout, self._settings.weighting, self.limit)
+        self._accumulator = self._fresh()
+
+    def begin(self, initial: Tensors) -> None:
+        """The first round starts from these tensors."""
+        self._write(self._directory.global_payload(1), Subnet(initial), 1)
+
+    def open(self, number: int) -> dict[str, dict[str, Any]]:
+        """Start, or resume, round `number`; journal entries of the updates that were accepted before, by device."""
+        self._accumulator = self._fresh()
+        entries = {}
+        for device, path in self._directory.accepted(number).items():
+            try:
+                entries[device] = self._fold(path, device, number)
+            except RefusedUpdate as error:
+                raise StateError(f"{path} was accepted and is damaged now ({error}); remove it to go on") from error
+        return entries
+
+    def download(self, number: int) -> Path:
+        """What the cohort of round `number` is sent."""
+        partial = self._directory.download(number)
+        return partial if partial.exists() else self._directory.global_payload(number)
+
+    def take(self, device: str, number: int, path: Path, examples: int) -> dict[str, Any]:
+        """Admit and fold a received update; its journal entry. It counts once `RunDirectory.confirm` has returned.
+
+        RefusedUpdate says why it is not taken: then nothing of it stays.
+        """
+        try:
+            with self._admission.examine(path, number, examples) as (update, header):
+                path = self._directory.accept(number, device, path)
+                self._accumulator.add(update)
+                return self._entry(device, path, header, kept(update.subnet.held))
+        except RefusedUpdate:
+            path.unlink()
+            raise
+
+    def close(self, number: int) -> None:
+        """Make the accepted updates the tensors that round `number + 1` starts from, on disk."""
+        with open_payload(self._directory.global_payload(number), limit=self.limit) as payload:
+            aggregate = self._accumulator.result(payload.subnet.tensors)
+            self._write(self._directory.global_payload(number + 1), Subnet(aggregate.tensors), number + 1)
+        valid = aggregate.valid
+        if valid is not None and self._layout is not None and kept(valid) < 1:
+            partial = Subnet(take(aggregate.tensors, self._layout, valid), valid)
+            self._write(self._directory.download(number + 1), partial, number + 1)
+
+    def _fresh(self) -> Accumulator:
+        return self._algorithm.aggregate(self._layout, self._settings)
+
+    def _fold(self, path: Path, device: str, number: int) -> dict[str, Any]:
+        with self._admission.examine(path, number) as (update, header):
+            self._accumulator.add(update)
+            return self._entry(device, path, header, kept(update.subnet.held))
+
+    def _write(self, path: Path, subnet: Subnet, number: int) -> None:
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            write_payload(file, subnet, run=self._run, round=number)
+        sync_file(temporary)
+        temporary.replace(path)
+        sync_directory(path.parent)
+
+    @staticmethod
+    def _entry(device: str, path: Path, header: PayloadHeader, share: float) -> dict[str, Any]:
+        return {
+            "device": device,
+            "examples": header.examples,
+            "weight": header.weight,
+            "bytes": path.stat().st_size,
+            "kept": share,
+            "metrics": header.metrics,
+        }

@@ -1,0 +1,257 @@
+"""The coordinator: the shell around the round engine. It owns the link and the run's folder; the engine decides.
+
+What happens is told to `on_event` as dicts, one line each with `talaria-coordinator run --json`; "event" is one of
+
+started        run, round, phase, run_dir, model, algorithm, rounds
+connected      session_present, max_packet
+disconnected   reason
+device         device, online, profile, unfit (why it cannot be asked, empty where it can)
+opened         round, attempt, cohort, payload_bytes, deadline_s
+accepted       round, device, examples, weight, bytes, kept, metrics
+rejected       device, code, reason (once per device, code and round)
+failed         device, round, code, reason
+abandoned      round, attempt, reason
+closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, wall_s, ...
+personalizing  round, payload_bytes, deadline_s
+reported       device, examples, metrics
+warning        text
+finished       run, reported, failed, run_dir
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from pathlib import Path
+
+from coordinator.board import Board
+from coordinator.checkpoints import Checkpoint, RunDirectory, RunRecord
+from coordinator.chronicle import Chronicle, OnEvent
+from coordinator.cohort import Needs
+from coordinator.conductor import Conductor
+from coordinator.definition import define
+from coordinator.engine import RoundEngine
+from coordinator.events import Phase, Snapshot, Tick
+from coordinator.fleet import Fleet
+from coordinator.inbox import Inbox, Job
+from coordinator.ledger import Ledger
+from coordinator.template_job import TemplateJob
+from shared.codec import encode_message
+from shared.config import RunConfig
+from shared.errors import ConfigError
+from shared.link import Connected, Disconnected, OpenLink, Received, Will
+from shared.messages import PAGE, CoordinatorState, Downlink, Plan, Want
+from shared.topics import Topics
+from shared.transfer import chunk_size, indices, ranges_of, send_chunks
+
+TRAINING_COPIES = 4
+"""Weights, gradients, what was received and what is sent: what a trainer needs at least, in sizes of the model."""
+SMALLEST_PACKET = 4096
+"""Devices that take less are not asked: the payload would have to be cut to their measure for the whole fleet."""
+
+
+COMPARED = ("model", "algorithm", "rounds")
+"""Sections that must be the same when a run goes on."""
+
+
+class Coordinator:
+    """One run, from its first round, or from where an earlier coordinator stopped, to its end.
+
+    run_dir   the run's folder (coordinator.checkpoints); made if it is not there
+    on_event  told what happens, as it happens
+    """
+
+    def __init__(self, config: RunConfig, open_link: OpenLink, *, run_dir: Path, on_event: OnEvent) -> None:
+        self._config = config
+        self._open_link = open_link
+        self._directory = RunDirectory(run_dir)
+        self._on_event = on_event
+        self._topics = Topics(config.run.fleet)
+        self._fleet = Fleet()
+        self._jobs: asyncio.Queue[Job] = asyncio.Queue()
+        self._answers: set[asyncio.Task[None]] = set()
+        self._supplies: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Return when the run is finished; a finished run finishes again at once.
+
+        ConfigError, ModelError or StateError before anything is sent; LinkError where the broker cannot be used.
+        """
+        with self._directory.locked():
+            record, checkpoint, plan, ledger = await asyncio.to_thread(self._prepare)
+            config, self._clock = self._config, asyncio.get_running_loop().time
+            self._chronicle = Chronicle(self._on_event, self._fleet, self._clock)
+            self._tell_start(record.run, checkpoint)
+            if checkpoint.engine.phase is Phase.FINISHED:
+                return
+            needs = Needs(memory_mib=TRAINING_COPIES * ledger.limit // 2**20, packet=SMALLEST_PACKET)
+            self._engine = RoundEngine(record.run, config.rounds, seed=config.run.seed, needs=needs)
+            self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=record.run)
+            will = Will(self._topics.coordinator, encode_message(self._gone))
+            self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
+            await self._link.open()
+            try:
+                async with asyncio.TaskGroup() as self._group:
+                    await self._serve(checkpoint, plan, ledger)
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                await self._link.close()
+
+    def _prepare(self) -> tuple[RunRecord, Checkpoint, Plan, Ledger]:
+        """The run as it stands on the disk; a new one where there is none."""
+        directory = self._directory
+        definition = define(self._config)
+        if directory.exists:
+            record = directory.record()
+            self._compare(record.config)
+        else:
+            name = re.sub(r"[^A-Za-z0-9]+", "-", self._config.algorithm.name)[-30:]
+            record = RunRecord(f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(3)}", self._config)
+            directory.create(record)
+        ledger = Ledger(directory, definition, record.run)
+        checkpoint = directory.load()
+        if checkpoint is None:
+            ledger.begin(definition.initial)
+            checkpoint = Checkpoint(Snapshot())
+            directory.save(checkpoint)
+        return record, checkpoint, definition.plan, ledger
+
+    def _compare(self, before: RunConfig) -> None:
+        """ConfigError where the run was started with other settings that matter to it."""
+        now = self._config
+        changed = [name for name in COMPARED if getattr(now, name) != getattr(before, name)]
+        changed += [f"run.{name}" for name in ("fleet", "seed") if getattr(now.run, name) != getattr(before.run, name)]
+        if changed:
+            raise ConfigError(
+                f"{self._directory.path} holds a run that was started with another {', '.join(changed)}; "
+                "take those settings back, or give another run directory"
+            )
+
+    async def _serve(self, checkpoint: Checkpoint, plan: Plan, ledger: Ledger) -> None:
+        board = Board(self._link, self._topics, self._clock, checkpoint.payloads)
+        template = TemplateJob(self._directory, lambda text: self._chronicle.tell("warning", text=text))
+        self._inbox = inbox = Inbox(
+            topics=self._topics,
+            engine=self._engine,
+            fleet=self._fleet,
+            chronicle=self._chronicle,
+            answer=self._answer,
+            supply=lambda device, want: self._supply(board, device, want),
+            spawn=self._group.create_task,
+            jobs=self._jobs,
+            clock=self._clock,
+        )
+        conductor = Conductor(
+            config=self._config,
+            plan=plan,
+            engine=self._engine,
+            directory=self._directory,
+            ledger=ledger,
+            fleet=self._fleet,
+            chronicle=self._chronicle,
+            board=board,
+            inbox=inbox,
+            template=template,
+            chunk=self._chunk,
+            idle=self._jobs.empty,
+            clock=self._clock,
+        )
+        await self._connected()
+        await conductor.resume(checkpoint)
+        board.state(self._state)
+        background = [self._group.create_task(job) for job in (board.run(), self._listen(board), self._mind_stalls())]
+        try:
+            await self._link.subscribe(self._topics.all_presence, self._topics.all_up)
+            while self._engine.phase is not Phase.FINISHED:
+                await conductor.do(await self._next_job())
+            board.withdraw(self._gone)
+            await board.settled()
+            await asyncio.gather(*self._answers)
+        finally:
+            await template.stop()
+            for task in [*background, *self._supplies.values()]:
+                task.cancel()
+
+    @property
+    def _gone(self) -> CoordinatorState:
+        return self._state.model_copy(update={"online": False})
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    async def _connected(self) -> None:
+        """Only with a connection it is known how large packets may be; nothing that devices say comes before it."""
+        while not isinstance(event := await self._link.receive(), Connected):
+            self._tell_link(event)
+        self._tell_link(event)
+
+    async def _listen(self, board: Board) -> None:
+        while True:
+            match await self._link.receive():
+                case Received() as received:
+                    self._inbox.receive(received)
+                    await asyncio.sleep(0)  # what was decided is sent before the next message, however many wait
+                case event:
+                    self._tell_link(event)
+                    if isinstance(event, Connected) and not event.session_present:
+                        board.forgotten()
+
+    async def _next_job(self) -> Job:
+        """What comes next: a job, or the engine's deadline."""
+        try:
+            async with asyncio.timeout_at(self._engine.next_deadline(self._clock())):
+                return await self._jobs.get()
+        except TimeoutError:
+            return Tick()
+
+    async def _mind_stalls(self) -> None:
+        """Tell the desk of the time whenever something may have stalled."""
+        while True:
+            due = self._inbox.desk.next_deadline() if self._inbox.desk else None
+            await asyncio.sleep(self._config.transfer.stall_s if due is None else max(0.0, due - self._clock()))
+            self._inbox.stalled()
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    def _answer(self, device: str, message: Downlink) -> None:
+        task = self._group.create_task(self._link.publish(self._topics.down(device), encode_message(message)))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    def _supply(self, board: Board, device: str, want: Want) -> None:
+        """Send a device what the broker does not keep for it: two pages at most, and one request at a time."""
+        found = board.lookup(want.digest)
+        if want.run != self._engine.run or found is None or device in self._supplies:
+            return
+        blob, path = found
+        chosen = indices(want.ranges, blob.chunks)[: 2 * PAGE]
+        self._chronicle.sent(device, len(chosen) * blob.chunk)
+        sending = send_chunks(self._link, self._topics.down(device), path, blob, ranges_of(chosen))
+        self._supplies[device] = self._group.create_task(sending)
+        self._supplies[device].add_done_callback(lambda _: self._supplies.pop(device, None))
+
+    def _chunk(self) -> int:
+        """Bytes of a chunk that the broker and every device that can be asked take now."""
+        able = [twin.capabilities for twin in self._fleet if twin.online and not self._engine.unfit(twin.capabilities)]
+        return chunk_size(min([self._link.max_packet, *(each.max_packet for each in able if each)]))
+
+    # --- telling ------------------------------------------------------------------------------------------------------
+
+    def _tell_start(self, run: str, checkpoint: Checkpoint) -> None:
+        self._chronicle.tell(
+            "started",
+            run=run,
+            round=checkpoint.round,
+            phase=str(checkpoint.engine.phase),
+            run_dir=str(self._directory.path),
+            model=self._config.model.name,
+            algorithm=self._config.algorithm.name,
+            rounds=self._config.rounds.count,
+        )
+
+    def _tell_link(self, event: Connected | Disconnected | Received) -> None:
+        match event:
+            case Connected(session_present, max_packet):
+                self._chronicle.tell("connected", session_present=session_present, max_packet=max_packet)
+            case Disconnected(reason):
+                self._chronicle.tell("disconnected", reason=reason)
