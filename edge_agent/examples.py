@@ -15,9 +15,10 @@ SUFFIXES = (".npz", ".npy", ".csv", *IMAGES)
 def read_examples(paths: Iterable[Path], shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
     """(name, example) of everything in the files, and in the images of the folders, in order.
 
-    shape  of one example, float32. Images (0 to 1) are resized and turned into as many channels; arrays must have it,
-           with or without a leading batch (npz: the array `inputs`, or the only one); a table has one example per row,
-           flattened, a first row of names is skipped.
+    shape  of one example, float32. Images (0 to 255) are resized and turned into as many channels; arrays must have it,
+           with or without a leading batch (npz: the array `inputs`, or the only one). A table has one flattened example
+           per row, or, for a model of time series, a channel per column: it is cut into as many whole windows as it
+           has. A first row of names is skipped.
 
     DataError names the file, what is wrong with it and what would be right.
     """
@@ -39,14 +40,12 @@ def _read_file(path: Path, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]
         if suffix in IMAGES:
             yield str(path), _image(path, shape)
             return
-        array = _table(path) if suffix == ".csv" else _array(path)
+        array = _table(path, shape) if suffix == ".csv" else _array(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
     if array.shape == shape:
         yield str(path), array
         return
-    if suffix == ".csv" and array.shape[1] == np.prod(shape):
-        array = array.reshape(-1, *shape)
     if array.shape[1:] != shape:
         raise DataError(f"{path}: shape {array.shape} is neither {shape} nor a batch of it")
     for index, example in enumerate(array):
@@ -68,7 +67,7 @@ def _array(path: Path) -> Array:
     return array.astype(np.float32)
 
 
-def _table(path: Path) -> Array:
+def _table(path: Path, shape: tuple[int, ...]) -> Array:
     lines = [line for line in path.read_text().splitlines() if line.strip()]
     if lines:
         try:
@@ -77,7 +76,13 @@ def _table(path: Path) -> Array:
             del lines[0]
     if not lines:
         raise ValueError("no rows")
-    return np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2)
+    table = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2)
+    if table.shape[1] == np.prod(shape):
+        return table.reshape(-1, *shape)
+    if len(shape) == 2 and table.shape[1] == shape[0] and len(table) >= shape[1]:
+        whole = len(table) // shape[1]
+        return table[: whole * shape[1]].reshape(whole, shape[1], shape[0]).swapaxes(1, 2)
+    return table
 
 
 def _image(path: Path, shape: tuple[int, ...]) -> Array:
@@ -89,6 +94,6 @@ def _image(path: Path, shape: tuple[int, ...]) -> Array:
         raise DataError(f"{path}: the model takes examples of shape {shape}, not images")
     channels, height, width = shape
     with Image.open(path) as image:
-        pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels, dtype=np.float32) / 255
+        pixels = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+    array = np.asarray(pixels, dtype=np.float32)
     return array.reshape(height, width, channels).transpose(2, 0, 1)

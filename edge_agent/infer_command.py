@@ -137,6 +137,7 @@ def _listen(config: AgentConfig, models: InService) -> None:
         link = MqttLink(config.broker, f"{config.device}-infer")
         await link.open()
         try:
+            await link.subscribe(topics.infer(config.device))
             click.echo(f"listening on {topics.infer(config.device)}, answering on {topics.inferred(config.device)}")
             await serve(link, topics, config.device, models)
         finally:

@@ -58,8 +58,8 @@ def answer(request: InferRequest, network: Network) -> InferReply:
 
 
 async def serve(link: Link, topics: Topics, device: str, models: InService) -> None:
-    """Answer requests for this device on an open link, one at a time, until the link is closed (LinkClosed)."""
-    await link.subscribe(topics.infer(device))
+    """Answer the requests that arrive on this link, which has subscribed to `topics.infer(device)`, one at a time,
+    until it is closed (LinkClosed)."""
     while True:
         event = await link.receive()
         if not isinstance(event, Received) or event.topic != topics.infer(device) or event.retained:

@@ -87,7 +87,7 @@ class Network:
             )
 
     def predict(self, raw: Array) -> Predictions:
-        """Predictions for raw examples (n, *shape), as the device's data source yields them (images: 0 to 1)."""
+        """Predictions for raw examples (n, *shape), as the device's data source yields them (images: 0 to 255)."""
         logits = self.run(self.normalize(raw))
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         classes = tuple(int(best) for best in logits.argmax(axis=1))

@@ -58,7 +58,7 @@ class ModelCard(BaseModel):
     """What a file says about itself, in its metadata_props: enough to use it, nothing about the machine or the data.
 
     mean, std  normalization of the input, one value or one per channel: the network reads (raw - mean) / std, where
-               raw is what the device's data source yields (images: 0 to 1)
+               raw is what the device's data source yields (images: 0 to 255)
     labels     names of the classes, in the order of the logits
     """
 
