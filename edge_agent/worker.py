@@ -31,8 +31,9 @@ from shared.errors import (
     TalariaError,
     TrainingError,
 )
+from shared.model_state import state_tensors
 from shared.pruning import channels, macs
-from shared.tensors import Subnet, Tensors, state_tensors
+from shared.tensors import Subnet, Tensors
 from shared.training import Split, evaluate
 
 REFERENCE_EXAMPLES = 64

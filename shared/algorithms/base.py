@@ -1,7 +1,7 @@
 """What a federated algorithm is: a frozen record of plain functions, both sides in one file, FedAvg as the defaults."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from shared.aggregation import Accumulator, Overlap, WeightedMean
 from shared.channels import ChannelLayout
+from shared.model_state import load_tensors, state_tensors
 from shared.partition import batch_norm_names
-from shared.tensors import Masks, Subnet, Tensors, load_tensors, state_tensors
+from shared.tensors import Masks, Subnet, Tensors
 from shared.training import Split, sgd
 
 
@@ -73,6 +74,31 @@ class DeviceRound:
     check_time: Callable[[], None]
 
 
+def local_sgd(
+    model: nn.Module,
+    round_: DeviceRound,
+    hp: Hyperparameters,
+    *,
+    epochs: int,
+    only: Collection[str] | None = None,
+    before_step: Callable[[], None] | None = None,
+) -> None:
+    """shared.training.sgd of a model on the round's training split, with the algorithm's hyperparameters."""
+    sgd(
+        model,
+        round_.train,
+        epochs=epochs,
+        lr=hp.lr,
+        batch_size=hp.batch_size,
+        momentum=hp.momentum,
+        weight_decay=hp.weight_decay,
+        generator=round_.generator,
+        check_time=round_.check_time,
+        only=only,
+        before_step=before_step,
+    )
+
+
 def everything(model: nn.Module, hp: Any) -> frozenset[str]:
     """Every name of the model's state travels."""
     return frozenset(model.state_dict())
@@ -85,7 +111,7 @@ def received_as_is(round_: DeviceRound, hp: Any) -> None:
 
 def train(round_: DeviceRound, hp: Any) -> None:
     """`epochs` epochs of SGD on every parameter (FedAvg's local update)."""
-    _sgd(round_.model, round_, hp, hp.epochs)
+    local_sgd(round_.model, round_, hp, epochs=hp.epochs)
 
 
 def upload_received(round_: DeviceRound, hp: Any) -> Subnet:
@@ -97,7 +123,7 @@ def finetuned(round_: DeviceRound, hp: Any) -> nn.Module:
     """A copy of the model in hand; after the last round, `finetune_epochs` epochs of SGD on it."""
     model = copy.deepcopy(round_.model)
     if round_.final:
-        _sgd(model, round_, hp, hp.finetune_epochs)
+        local_sgd(model, round_, hp, epochs=hp.finetune_epochs)
     return model
 
 
@@ -136,17 +162,3 @@ def shared_names(algorithm: Algorithm, model: nn.Module, hp: Hyperparameters) ->
     """The names that travel, on both sides: the algorithm's, without BatchNorm's where `batch_norm` is local."""
     names = algorithm.share(model, hp)
     return names - batch_norm_names(model) if hp.batch_norm == "local" else names
-
-
-def _sgd(model: nn.Module, round_: DeviceRound, hp: Hyperparameters, epochs: int) -> None:
-    sgd(
-        model,
-        round_.train,
-        epochs=epochs,
-        lr=hp.lr,
-        batch_size=hp.batch_size,
-        momentum=hp.momentum,
-        weight_decay=hp.weight_decay,
-        generator=round_.generator,
-        check_time=round_.check_time,
-    )

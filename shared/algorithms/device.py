@@ -14,8 +14,9 @@ from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters, shar
 from shared.channel_trace import channel_layout
 from shared.channels import ChannelLayout
 from shared.errors import MalformedPayload, StateError
+from shared.model_state import load_tensors, state_tensors
 from shared.pruning import put
-from shared.tensors import Array, Subnet, Tensors, load_tensors, state_tensors
+from shared.tensors import Array, Subnet, Tensors
 from shared.training import Split
 
 LOCAL, HELD = "local", "held"

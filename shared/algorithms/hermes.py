@@ -22,8 +22,9 @@ from shared.aggregation import Accumulator, Overlap, WeightedMean
 from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters
 from shared.algorithms.base import train as train_everything
 from shared.channels import ChannelLayout
+from shared.model_state import load_tensors, state_tensors
 from shared.pruning import choose, parameters, put, shrink, take
-from shared.tensors import Masks, Subnet, Tensors, load_tensors, state_tensors
+from shared.tensors import Masks, Subnet, Tensors
 from shared.training import evaluate
 
 

@@ -1,0 +1,234 @@
+"""Hermes: the vectors of overlap averaging through whole rounds of three devices, and what pruning must not do."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+
+from shared.aggregation import Update
+from shared.algorithms.device import personal_model, remember
+from shared.algorithms.fedavg import FEDAVG
+from shared.algorithms.hermes import HERMES
+from shared.model_state import load_tensors, state_tensors
+from shared.models import build_model
+from shared.pruning import masked, parameters, put, shrink
+from shared.tensors import Subnet
+from shared.training import Split, evaluate
+
+THETA = ([1.0, 2, 3, 4], [5.0, 6, 7, 8], [9.0, 10, 11, 12])
+MASKS = ("1110", "1100", "1011")
+
+
+def model() -> nn.Module:
+    return build_model("digitscnn", {"width": 8, "classes": 4}, seed=0)
+
+
+def share_kept(fleet: Any, held: Any) -> float:
+    dense = state_tensors(fleet.setup.model)
+    return parameters(dense, fleet.setup.layout, held) / parameters(dense, fleet.setup.layout)
+
+
+def four_channels() -> nn.Module:
+    """Four hidden channels; the weight of the first layer is theta, one coordinate per channel."""
+    network = nn.Sequential(nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.constant_(network[0].weight, 100.0)  # type: ignore[arg-type]
+    return network
+
+
+def exchange(make_fleet: Callable[..., Any], masks: Sequence[str], weights: Sequence[float], overlap: str) -> Any:
+    """Devices that hold these channels of THETA upload, and get what came of it. Nothing is trained.
+
+    Returns the fleet and per device its four coordinates, 0 where it holds nothing.
+    """
+    splits = [Split(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)) for _ in masks]
+    fleet = make_fleet(HERMES, four_channels(), splits, epochs=0, pruning_target=0.0, overlap=overlap)
+    setup = fleet.setup
+    accumulator = HERMES.aggregate(setup.layout, setup.hp)
+    fleet.number = 1
+    for device, (mask, theta, weight) in enumerate(zip(masks, THETA, weights, strict=False)):
+        round_ = fleet.open(device)
+        held = {"0": np.array([unit == "1" for unit in mask])}
+        round_.model, round_.held = shrink(setup.model, setup.layout, held), held
+        load_tensors(round_.model, {"0.weight": np.array(theta, np.float32)[held["0"], None]})
+        HERMES.train(round_, setup.hp)
+        accumulator.add(Update(HERMES.upload(round_, setup.hp), weight))
+        fleet.remembered[device] = remember(setup, round_)
+    fleet.aggregate = accumulator.result(fleet.aggregate.tensors)
+    found = []
+    for device in range(len(masks)):
+        round_ = fleet.open(device)
+        dense = {"0.weight": np.zeros((4, 1), np.float32)}
+        put(dense, Subnet(state_tensors(round_.model, ["0.weight"]), round_.held), setup.layout)
+        found.append(dense["0.weight"].ravel())
+    return fleet, found
+
+
+@pytest.mark.parametrize(
+    ("overlap", "weights", "expected"),
+    [
+        ("all", [1, 1, 1], [[5, 2, 3, 0], [5, 6, 0, 0], [5, 0, 11, 12]]),
+        ("all", [1, 1, 2], [[6, 2, 3, 0], [6, 6, 0, 0], [6, 0, 11, 12]]),
+        ("any", [1, 1, 1], [[5, 4, 7, 0], [5, 4, 0, 0], [5, 0, 7, 12]]),
+        ("any", [1, 1, 2], [[6, 4, 25 / 3, 0], [6, 4, 0, 0], [6, 0, 25 / 3, 12]]),
+    ],
+)
+def test_vectors_of_three_devices(
+    make_fleet: Callable[..., Any], overlap: str, weights: list[float], expected: list[list[float]]
+) -> None:
+    _, found = exchange(make_fleet, MASKS, weights, overlap)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("overlap", ["all", "any"])
+def test_disjoint_masks_leave_everybody_alone(make_fleet: Callable[..., Any], overlap: str) -> None:
+    _, found = exchange(make_fleet, ("1000", "0110", "0001"), [1, 2, 3], overlap)
+    np.testing.assert_array_equal(found, [[1, 0, 0, 0], [0, 6, 7, 0], [0, 0, 0, 12]])
+
+
+@pytest.mark.parametrize("overlap", ["all", "any"])
+def test_what_nobody_holds_keeps_its_value_and_is_no_nan(make_fleet: Callable[..., Any], overlap: str) -> None:
+    fleet, _ = exchange(make_fleet, ("1110", "1100", "1010"), [1, 1, 1], overlap)
+    theta = fleet.aggregate.tensors["0.weight"].ravel()
+    assert theta[3] == 100
+    assert all(np.isfinite(array).all() for array in fleet.aggregate.tensors.values())
+
+
+def test_with_overlap_all_only_what_everybody_holds_is_sent(make_fleet: Callable[..., Any]) -> None:
+    fleet, _ = exchange(make_fleet, MASKS, [1, 1, 2], "all")
+    np.testing.assert_array_equal(fleet.aggregate.valid["0"], [True, False, False, False])
+    assert fleet.download.tensors["0.weight"].tolist() == [[6.0]]
+    assert fleet.download.tensors["2.weight"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("overlap", ["all", "any"])
+def test_without_pruning_it_is_fedavg_bit_for_bit(make_fleet: Callable[..., Any], overlap: str) -> None:
+    hermes, fedavg = make_fleet(HERMES, model(), pruning_target=0.0, overlap=overlap), make_fleet(FEDAVG, model())
+    for _ in range(3):
+        hermes.round()
+        fedavg.round()
+        for name, array in fedavg.aggregate.tensors.items():
+            assert np.array_equal(hermes.aggregate.tensors[name], array), name
+
+
+@pytest.fixture
+def pruned(make_fleet: Callable[..., Any]) -> Any:
+    """Rounds in which every device prunes, as [round][device], after the fleet that ran them."""
+    fleet = make_fleet(
+        HERMES,
+        model(),
+        pruning_amount=0.25,
+        pruning_target=0.6,
+        accuracy_threshold=0.0,
+        momentum=0.9,
+        weight_decay=0.01,
+    )
+    return fleet, [fleet.round() for _ in range(4)]
+
+
+def test_masks_only_shrink_until_the_target(pruned: Any) -> None:
+    """In steps of the amount; the last pair of channels that is needed for it may exceed it by a tenth."""
+    fleet, rounds = pruned
+    for device in range(3):
+        held = [round_[device].held for round_ in rounds]
+        assert all((after[group] <= before[group]).all() for before, after in pairwise(held) for group in before)
+        kept = [1.0, *(share_kept(fleet, masks) for masks in held)]
+        assert all(0 <= before - after <= 0.25 + 0.1 for before, after in pairwise(kept))
+        assert 0.3 < kept[-1] <= 0.4
+        assert all((held[-1][group] == mask).all() for group, mask in held[-2].items()), "the target is reached"
+
+
+def test_channels_stay_in_the_multiple_of_the_device_unless_the_algorithm_sets_one(
+    pruned: Any, make_fleet: Callable[..., Any]
+) -> None:
+    _, rounds = pruned
+    assert {int(mask.sum()) % 2 for mask in rounds[-1][0].held.values()} == {0}
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.5, accuracy_threshold=0.0, multiple=4)
+    assert {int(mask.sum()) % 4 for mask in fleet.round()[0].held.values()} == {0}
+
+
+def test_a_pruned_network_is_physically_smaller_and_tells_all_classes_apart(pruned: Any) -> None:
+    fleet, rounds = pruned
+    round_ = rounds[-1][0]
+    sizes = {name: array.shape for name, array in state_tensors(round_.model).items()}
+    assert sizes["14.weight"][0] == 4
+    assert sizes["0.weight"][1:] == (1, 3, 3)
+    assert sizes["0.weight"][0] == int(round_.held["0"].sum()) < 8
+    total = sum(parameter.numel() for parameter in round_.model.parameters())
+    assert total == round(share_kept(fleet, round_.held) * sum(p.numel() for p in model().parameters()))
+
+
+def test_after_steps_with_momentum_and_weight_decay_it_still_is_the_masked_dense_network(pruned: Any) -> None:
+    """Scattered into zeros, what is uploaded has 0 at every pruned coordinate, and the dense network that has it
+    computes the same."""
+    fleet, rounds = pruned
+    layout = fleet.setup.layout
+    for round_ in rounds[-1]:
+        dense = {name: np.zeros_like(array) for name, array in state_tensors(model()).items()}
+        put(dense, HERMES.upload(round_, fleet.setup.hp), layout)
+        network = model()
+        load_tensors(network, dense)
+        same = masked(network, layout, round_.held)
+        for name, array in state_tensors(same).items():
+            if not name.endswith("running_var"):
+                np.testing.assert_array_equal(array, dense[name])
+        with torch.no_grad():
+            inputs = fleet.validation.inputs
+            torch.testing.assert_close(same.eval()(inputs), round_.model.eval()(inputs), atol=1e-5, rtol=0)
+
+
+def test_survivors_keep_their_values_when_a_step_is_taken(make_fleet: Callable[..., Any]) -> None:
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.4, accuracy_threshold=0.0, epochs=0)
+    round_ = fleet.round()[0]
+    dense = state_tensors(model())
+    put(dense, Subnet(state_tensors(round_.model), round_.held), fleet.setup.layout)
+    assert round_.held is not None
+    assert all(np.array_equal(dense[name], array) for name, array in state_tensors(model()).items())
+
+
+def test_accuracy_below_the_threshold_leaves_the_mask_alone(make_fleet: Callable[..., Any]) -> None:
+    """Decided on what was received, on the validation split: the untrained network of round 1 is below .6, the
+    trained one of round 3 above."""
+    fleet = make_fleet(HERMES, model(), accuracy_threshold=0.6, epochs=4)
+    held = []
+    for _ in range(3):
+        fleet.number += 1
+        good = evaluate(fleet.open(0).model, fleet.validation).accuracy >= 0.6
+        fleet.number -= 1
+        round_ = fleet.round()[0]
+        held.append((good, round_.held is not None))
+    assert held[0] == (False, False)
+    assert held[-1] == (True, True)
+
+
+def test_a_device_that_missed_rounds_holds_its_channels_and_gets_the_newest_values(pruned: Any) -> None:
+    fleet, rounds = pruned
+    remembered = remember(fleet.setup, rounds[1][0])
+    fleet.remembered[0] = remembered
+    round_ = fleet.open(0)
+    assert all(np.array_equal(round_.held[group], mask) for group, mask in rounds[1][0].held.items())
+    newest: npt.NDArray[np.float32] = fleet.aggregate.tensors["0.weight"][round_.held["0"]]
+    np.testing.assert_array_equal(state_tensors(round_.model)["0.weight"], newest)
+
+
+def test_the_own_model_is_the_shrunk_one(pruned: Any) -> None:
+    fleet, _ = pruned
+    round_ = fleet.open(0, final=True)
+    own = state_tensors(personal_model(fleet.setup, round_))
+    assert {name: array.shape for name, array in own.items()} == {
+        name: array.shape for name, array in state_tensors(round_.model).items()
+    }
+
+
+def test_a_device_that_never_took_part_gets_the_dense_model(pruned: Any) -> None:
+    fleet, _ = pruned
+    fleet.remembered.clear()
+    round_ = fleet.open(0, final=True)
+    assert round_.held is None
+    np.testing.assert_array_equal(
+        state_tensors(personal_model(fleet.setup, round_))["0.weight"], fleet.aggregate.tensors["0.weight"]
+    )
