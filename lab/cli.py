@@ -82,7 +82,7 @@ def _run(
     config = load_run_config(config_file or bundled_config("demo"), sets).config
     directory = run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
     run = run_in_process if simulated else run_processes
-    console = Console(quiet=as_json)
+    console = Console(quiet=as_json, highlight=False)
     devices = emulated_devices(config, directory)
     profiles = {name: agent.profile for name, agent in devices.items()}
     with LiveView(console, rounds=config.rounds.count, devices=profiles) as view:

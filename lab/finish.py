@@ -1,14 +1,15 @@
 """What a person gets at the end of a run: the table on the terminal and the report beside the run's files."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from edge_agent.data import load
-from lab.report import Table, device_table, write_report
+from lab.report import LEARNED, Table, device_table, write_report
 from lab.summary import RunSummary, read_journal, summarize
 from shared.config import AgentConfig, RunConfig
 from shared.settings import example_toml
@@ -18,7 +19,9 @@ def finish(config: RunConfig, directory: Path, devices: Mapping[str, AgentConfig
     """Print the table, write `directory`/report.html and say where it and the exported models lie."""
     summary = summarize(read_journal(directory / "journal.jsonl"))
     profiles = {name: agent.profile for name, agent in devices.items()}
-    console.print(_rich(device_table(summary, profiles)))
+    table = device_table(summary, profiles)
+    # Two tables of a terminal's usual width: one that is cut off says less than none.
+    console.print(_rich(table, range(LEARNED)), _rich(table, (0, *range(LEARNED, len(table.header)))))
     for absent in summary.absent:
         console.print(f"[yellow]{absent} took part but did not report at the end[/]")
     counts, classes = _class_counts(devices)
@@ -40,13 +43,13 @@ def finish(config: RunConfig, directory: Path, devices: Mapping[str, AgentConfig
     return summary
 
 
-def _rich(table: Table) -> RichTable:
-    rich = RichTable(show_footer=bool(table.footer), header_style="bold", footer_style="bold")
-    for index, name in enumerate(table.header):
+def _rich(table: Table, columns: Sequence[int]) -> RichTable:
+    rich = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_footer=bool(table.footer), footer_style="bold")
+    for index in columns:
         footer = table.footer[index] if table.footer else ""
-        rich.add_column(name, justify="left" if index < 2 else "right", footer=footer)
+        rich.add_column(table.header[index], justify="left" if index < 2 else "right", footer=footer, no_wrap=index < 2)
     for row in table.rows:
-        rich.add_row(*row)
+        rich.add_row(*(row[index] for index in columns))
     return rich
 
 
@@ -62,7 +65,8 @@ def _lead(config: RunConfig, summary: RunSummary) -> str:
 
 def _class_counts(devices: Mapping[str, AgentConfig]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """Training examples of each class per device, and the names of the classes."""
-    counts, classes = {}, ()
+    counts: dict[str, list[int]] = {}
+    classes: tuple[str, ...] = ()
     for name, agent in devices.items():
         data = load(agent.data)
         classes = data.classes

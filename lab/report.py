@@ -1,6 +1,6 @@
 """The end of a run: a table for the terminal and a page for people, both from the same summary."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,8 @@ from lab import plots
 from lab.summary import DeviceSummary, RunSummary
 
 MISSING = "\N{EN DASH}"
+LEARNED = 8
+"""The first columns of the device table say what was learned and kept; the others what it cost."""
 
 
 @dataclass(frozen=True)
@@ -20,33 +22,45 @@ class Table:
     footer: tuple[str, ...] = ()
 
 
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+
+
 def size(count: float) -> str:
     """Bytes for people, in decimal units: 512 B, 4.1 kB, 44.7 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f} B"
+    unit, scale = next((entry for entry in UNITS if count >= entry[1]), UNITS[-1])
+    return f"{count / scale:.1f} {unit}" if scale > 1 else f"{count:.0f} B"
+
+
+def beside(count: float | None, other: float | None) -> str:
+    """Two numbers of bytes in the unit of the larger one: 0.87/1.23 MB."""
+    if count is None or other is None:
+        return MISSING
+    unit, scale = next((entry for entry in UNITS if max(count, other) >= entry[1]), UNITS[-1])
+    return f"{count / scale:.3g}/{other / scale:.3g} {unit}"
 
 
 def percent(share: float | None) -> str:
-    return MISSING if share is None else f"{100 * share:.1f} %"
+    return MISSING if share is None else f"{100 * share:.1f}%"
 
 
 def device_table(summary: RunSummary, profiles: Mapping[str, str]) -> Table:
-    """One row per device; the last line holds plain means and sums."""
+    """One row per device; the last line holds plain means and sums.
+
+    Parameters, MACs and channels are shares of the dense model; `/ FedAvg` is what dense float32 FedAvg would have moved in the same rounds.
+    """
     header = (
         "device",
         "profile",
         "examples",
-        "accuracy global",
-        "accuracy own",
-        "parameters kept",
-        "MACs kept",
-        "channels kept",
-        "up (dense FedAvg)",
-        "down (dense FedAvg)",
-        "ONNX (dense)",
-        "latency (dense)",
+        "global acc.",
+        "own acc.",
+        "params",
+        "MACs",
+        "channels",
+        "up / FedAvg",
+        "down / FedAvg",
+        "ONNX / dense",
+        "ms / dense",
     )
     rows = tuple(
         (
@@ -58,23 +72,19 @@ def device_table(summary: RunSummary, profiles: Mapping[str, str]) -> Table:
             percent(row.share("parameters")),
             percent(row.share("macs")),
             percent(row.share("channels")),
-            _moved(row.metrics.get("bytes_up"), row.dense_up),
-            _moved(row.metrics.get("bytes_down"), row.dense_down),
-            _beside(row, "onnx_bytes", size),
-            _beside(row, "latency_ms", lambda value: f"{value:.3f} ms"),
+            beside(row.metrics.get("bytes_up"), row.dense_up),
+            beside(row.metrics.get("bytes_down"), row.dense_down),
+            beside(row.metrics.get("onnx_bytes"), row.metrics.get("onnx_bytes_dense")),
+            _latency(row),
         )
         for row in summary.devices
     )
     return Table(header, rows, _footer(summary) if rows else ())
 
 
-def _moved(count: float | None, dense: int) -> str:
-    return f"{MISSING if count is None else size(count)} ({size(dense)})"
-
-
-def _beside(row: DeviceSummary, name: str, show: Callable[[float], str]) -> str:
-    own, dense = row.metrics.get(name), row.metrics.get(f"{name}_dense")
-    return MISSING if own is None else f"{show(own)} ({MISSING if dense is None else show(dense)})"
+def _latency(row: DeviceSummary) -> str:
+    own, dense = row.metrics.get("latency_ms"), row.metrics.get("latency_ms_dense")
+    return MISSING if own is None or dense is None else f"{own:.3f}/{dense:.3f}"
 
 
 def _mean_share(summary: RunSummary, name: str) -> float | None:
@@ -95,8 +105,8 @@ def _footer(summary: RunSummary) -> tuple[str, ...]:
         percent(_mean_share(summary, "parameters")),
         percent(_mean_share(summary, "macs")),
         percent(_mean_share(summary, "channels")),
-        _moved(total("bytes_up"), sum(row.dense_up for row in summary.devices)),
-        _moved(total("bytes_down"), sum(row.dense_down for row in summary.devices)),
+        beside(total("bytes_up"), sum(row.dense_up for row in summary.devices)),
+        beside(total("bytes_down"), sum(row.dense_down for row in summary.devices)),
         percent(_mean_share(summary, "onnx_bytes")),
         percent(_mean_share(summary, "latency_ms")),
     )

@@ -74,8 +74,8 @@ def test_what_devices_and_settings_say_is_text_not_markup(tmp_path: Path, summar
 
 def test_the_table_holds_the_numbers(tmp_path: Path, summary: RunSummary) -> None:
     page = write(tmp_path / "report.html", summary, "")
-    assert "75.0 %" in page
-    assert "25.0 %" in page  # parameters kept
+    assert "75.0%" in page
+    assert "25.0%" in page  # parameters kept
 
 
 def test_each_plot_is_well_formed_and_the_same_every_time(summary: RunSummary) -> None:

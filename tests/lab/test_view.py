@@ -38,13 +38,13 @@ def test_a_log_gets_a_line_per_round_and_every_refusal_with_its_reason() -> None
     lines = drawn(terminal=False).splitlines()
     assert lines == [
         "refused an update of pi-01: conv1.weight holds NaN",
-        "round 1: 1 of 2 updates, own models 50.0 %, 1.5 kB up, 2.0 s",
+        "round 1: 1 of 2 updates, own models 50.0%, 1.5 kB up, 2.0 s",
     ]
 
 
 def test_a_terminal_gets_the_table() -> None:
     text = drawn(terminal=True)
-    for part in ("pi-00", "rpi-5", "50.0 %", "1.5 kB", "refused: not_finite"):
+    for part in ("pi-00", "rpi-5", "50.0%", "1.5 kB", "refused: not_finite"):
         assert part in text
 
 
