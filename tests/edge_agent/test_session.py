@@ -201,9 +201,11 @@ def test_another_run_overtakes_a_pending_update() -> None:
 
 def test_work_that_finished_while_it_was_overtaken() -> None:
     session, first, second = linked(), task(1), task(2)
+    session.handle(receipt(finish(session, task(3))))
     everything(session, first, Fetched(Key.of(first)), second)
     offer = answer_to(first)
     assert session.handle(Done(Key.of(first), offer)) == [Forget(offer, accepted=False)]
+    assert session.done is None, "as on the disk, where the first round's result took the place of the third's"
     assert session.phase is Phase.FETCHING
 
 
