@@ -1,0 +1,333 @@
+"""One connection to a broker, from CONNECT to its end. The only module that knows paho.
+
+A new paho client per connection, so that paho never carries state over: what is not acknowledged is the link's to
+remember. Everything but the blocking connect runs on the event loop's thread, and paho's callbacks only hand over:
+paho swallows what they raise.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from shared.config import BrokerSettings
+from shared.credentials import password, tls_context
+from shared.errors import LinkError
+from shared.link import DEFAULT_MAX_PACKET, Will
+
+Version = Literal[4, 5]
+"""Protocol level: 4 is MQTT 3.1.1."""
+
+RECEIVE_WINDOW = 32
+"""Packets that the broker may send before we acknowledge one: two pages of chunks. What bounds our memory."""
+LARGEST_PACKET = 8 * DEFAULT_MAX_PACKET
+"""Bytes of the largest packet that we take; an MQTT 5 broker keeps anything larger from us."""
+SESSION_EXPIRY_S = 7 * 24 * 3600
+CONNECT_S = 10.0
+GOODBYE_S = 2.0
+PACKETS_PER_TURN = 16
+"""Packets read before other tasks of the loop get their turn."""
+
+FATAL = frozenset({0x85, 0x86, 0x87, 0x8A, 0x8C})
+"""CONNACK reasons that another attempt does not change: client id, credentials, authorization, ban, method."""
+HUNG_UP = 0
+UNSUPPORTED_VERSION = 0x84
+PACKET_TOO_LARGE = 0x95
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
+    """The broker does not want this connection; `code` is an MQTT 5 reason code, HUNG_UP where it gave none."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """CONNACK. `max_packet` is None where the broker states no limit."""
+
+    session_present: bool
+    max_packet: int | None
+    receive_maximum: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Why a connection is over."""
+
+    reason: str
+    too_big: bool = False
+
+
+class Owner(Protocol):
+    """What a connection reports to. Called on the loop's thread; must not raise."""
+
+    def on_greeting(self, connection: "Connection", greeting: Greeting) -> None:
+        """The broker took us. Comes before any message."""
+
+    def on_message(self, connection: "Connection", topic: str, payload: bytes, retained: bool, number: int) -> None:
+        """Acknowledge with `connection.ack(number)`; number 0 wants no acknowledgement."""
+
+    def on_acknowledged(self, number: int, error: LinkError | None) -> None: ...
+
+    def on_answered(self, number: int, refused: list[str | None]) -> None:
+        """SUBACK or UNSUBACK: for each filter the reason of its refusal, or None."""
+
+
+class Connection:
+    """Use once: `open`, then publish and subscribe until `ended` is done."""
+
+    def __init__(
+        self, settings: BrokerSettings, client_id: str, will: Will | None, version: Version, owner: Owner
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._settings = settings
+        self._owner = owner
+        self._version = version
+        self._handled = 0
+        self._flush_planned = False
+        self._greeted: asyncio.Future[None] = self._loop.create_future()
+        self._said = ""
+        self.ended: asyncio.Future[Ended] = self._loop.create_future()
+        self._client = client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id,
+            clean_session=None if version == 5 else False,
+            protocol=paho.MQTTv5 if version == 5 else paho.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.suppress_exceptions = True
+        client.connect_timeout = CONNECT_S
+        client.max_inflight_messages_set(0)  # the outbox bounds it
+        if settings.username is not None:
+            client.username_pw_set(settings.username, password(settings))
+        if (context := tls_context(settings)) is not None:
+            client.tls_set_context(context)
+        if will is not None:
+            client.will_set(will.topic, will.payload, qos=1, retain=True)
+        client.on_log = self._on_log
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_answer
+        client.on_unsubscribe = self._on_answer
+
+    async def open(self) -> None:
+        """Connect and be greeted. OSError (TimeoutError and ssl.SSLError are some) when nobody answers, Refused when
+        the broker does not want us, LinkError when no attempt can succeed."""
+        attempt = self._loop.run_in_executor(None, self._connect)
+        try:
+            await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            attempt.add_done_callback(self._too_late)
+            raise
+        sock = self._client.socket()
+        if sock is None:
+            raise Refused(HUNG_UP, "it hung up at once")
+        assert isinstance(sock, socket.socket)
+        # Without it a page's few small packets wait for each other's TCP acknowledgements, 40 ms each.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_socket_close = self._on_socket_close
+        self._client.on_socket_register_write = self._on_register_write
+        self._client.on_socket_unregister_write = self._on_unregister_write
+        self._loop.add_reader(sock, self._readable, sock)
+        self._flush()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await self._greeted
+        except BaseException:
+            self.abort("never greeted")
+            raise
+
+    def _connect(self) -> None:
+        """Blocking; runs in a thread. TCP, TLS and the CONNECT packet."""
+        url = urlsplit(self._settings.url)
+        properties = None
+        if self._version == 5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = SESSION_EXPIRY_S
+            properties.ReceiveMaximum = RECEIVE_WINDOW
+            properties.MaximumPacketSize = LARGEST_PACKET
+        assert url.hostname is not None
+        self._client.connect(
+            url.hostname,
+            url.port or (8883 if url.scheme == "mqtts" else 1883),
+            self._settings.keepalive_s,
+            clean_start=False if self._version == 5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=properties,
+        )
+
+    # --- what the link asks for: each returns the packet's number ----------------------------------------------------
+
+    def publish(self, topic: str, payload: bytes, retain: bool) -> int:
+        return self._client.publish(topic, payload, qos=1, retain=retain).mid
+
+    def subscribe(self, filters: list[str]) -> int:
+        if self._version == 5:
+            options = SubscribeOptions(qos=1)
+            return self._client.subscribe([(f, options) for f in filters])[1] or 0
+        return self._client.subscribe([(f, 1) for f in filters])[1] or 0
+
+    def unsubscribe(self, filters: list[str]) -> int:
+        return self._client.unsubscribe(filters)[1] or 0
+
+    def ack(self, number: int) -> None:
+        if not self.ended.done():
+            self._client.ack(number, 1)
+
+    def tick(self) -> None:
+        """Send a ping when it is time, hang up when the last had no answer; call it a few times per keepalive."""
+        self._client.loop_misc()
+
+    def abort(self, reason: str) -> None:
+        """Hang up without a goodbye: the broker publishes the will."""
+        self._hang_up()
+        self._end(Ended(reason))
+
+    async def goodbye(self) -> None:
+        """DISCONNECT, which discards the will, and wait until it is written, a bounded time."""
+        if not self.ended.done():
+            self._client.disconnect()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await asyncio.shield(self.ended)
+        except TimeoutError:
+            self.abort("no goodbye within its time")
+
+    # --- the socket --------------------------------------------------------------------------------------------------
+
+    def _readable(self, sock: socket.socket) -> None:
+        """Read packets until there is none, or until it is the others' turn. paho reads one per call."""
+        for _ in range(PACKETS_PER_TURN):
+            before = self._handled
+            if not self._survives(self._client.loop_read):
+                return
+            if self._handled == before:
+                break
+        if isinstance(sock, ssl.SSLSocket) and sock.pending():  # decrypted already: select does not see it
+            self._loop.call_soon(self._readable, sock)
+
+    def _flush(self) -> None:
+        """Write what paho has queued; what the socket does not take now waits for the loop to call again."""
+        self._flush_planned = False
+        if self._survives(self._client.loop_write) and self._client.want_write():
+            self._loop.add_writer(self._client.socket(), self._flush)  # type: ignore[arg-type]
+
+    def _survives(self, step: Callable[[], int]) -> bool:
+        """Take one of paho's steps. What a hostile broker sends may raise anything in its parser."""
+        if self.ended.done():
+            return False
+        try:
+            step()
+        except Exception as error:
+            self.abort(f"the broker sent what cannot be read: {error!r}")
+        return not self.ended.done()
+
+    def _hang_up(self) -> None:
+        """Close the socket behind paho's back: its own way out is a DISCONNECT."""
+        client = self._client
+        client.on_socket_close = client.on_socket_register_write = client.on_socket_unregister_write = None
+        client.on_disconnect = None
+        sock = client.socket()
+        if sock is not None and sock.fileno() >= 0:
+            self._loop.remove_reader(sock.fileno())
+            self._loop.remove_writer(sock.fileno())
+            sock.close()
+
+    def _too_late(self, attempt: asyncio.Future[None]) -> None:
+        if attempt.exception() is None:
+            self._hang_up()
+
+    def _end(self, ended: Ended) -> None:
+        if not self._greeted.done():
+            self._greeted.set_exception(
+                LinkError(f"{self._settings.url} does not take our certificate (broker.cert_file): {self._said}")
+                if "_ALERT_" in self._said
+                else Refused(HUNG_UP, f"it hung up: {self._said or ended.reason}")
+            )
+            self._greeted.exception()  # nobody may be waiting any more
+        if not self.ended.done():
+            self.ended.set_result(ended)
+
+    # --- paho's callbacks --------------------------------------------------------------------------------------------
+
+    def _on_register_write(self, client: paho.Client, data: object, sock: "paho.SocketLike") -> None:
+        if not self._flush_planned:  # once per turn of the loop, not per packet
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _on_unregister_write(self, client: paho.Client, data: object, sock: "paho.SocketLike") -> None:
+        self._loop.remove_writer(sock.fileno())
+
+    def _on_socket_close(self, client: paho.Client, data: object, sock: "paho.SocketLike") -> None:
+        self._loop.remove_reader(sock.fileno())
+        self._loop.remove_writer(sock.fileno())
+
+    def _on_log(self, client: paho.Client, data: object, level: int, text: str) -> None:
+        """Until CONNACK: the only place where paho tells what TLS had against us."""
+        if level == paho.MQTT_LOG_ERR:
+            self._said = text
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        data: object,
+        flags: paho.ConnectFlags,
+        code: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        self._handled += 1
+        client.on_log = None
+        if self._greeted.done():
+            return
+        stated = vars(properties) if properties is not None else {}
+        if code.is_failure:
+            self._greeted.set_exception(Refused(code.value, str(code)))
+        elif stated.get("RetainAvailable", 1) == 0 or stated.get("MaximumQoS", 1) == 0:
+            self._greeted.set_exception(
+                LinkError(f"{self._settings.url} offers no retained messages or no QoS 1: the protocol needs both")
+            )
+        else:
+            self._greeted.set_result(None)
+            limits = stated.get("MaximumPacketSize"), stated.get("ReceiveMaximum", 65_535)
+            self._owner.on_greeting(self, Greeting(flags.session_present, *limits))
+
+    def _on_disconnect(
+        self, client: paho.Client, data: object, flags: paho.DisconnectFlags, code: ReasonCode, properties: object
+    ) -> None:
+        self._end(Ended(str(code), flags.is_disconnect_packet_from_server and code.value == PACKET_TOO_LARGE))
+
+    def _on_message(self, client: paho.Client, data: object, message: paho.MQTTMessage) -> None:
+        self._handled += 1
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            client.ack(message.mid, message.qos)
+            return
+        self._owner.on_message(self, topic, bytes(message.payload), message.retain, message.mid if message.qos else 0)
+
+    def _on_publish(
+        self, client: paho.Client, data: object, number: int, code: ReasonCode, properties: Properties | None
+    ) -> None:
+        self._handled += 1
+        error = LinkError(f"the broker refuses a publish: {code} (0x{code.value:02x})") if code.is_failure else None
+        self._owner.on_acknowledged(number, error)
+
+    def _on_answer(
+        self, client: paho.Client, data: object, number: int, codes: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        self._handled += 1
+        self._owner.on_answered(number, [str(code) if code.is_failure else None for code in codes])
