@@ -1,10 +1,10 @@
 """talaria-agent as people start it: quick, without torch, with exit codes; and `run` over a real broker."""
 
 import asyncio
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,11 @@ def test_help_is_quick_and_teaches() -> None:
     agent("--help")  # the first one compiles
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         shown = agent("--help")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 0.3, "CPU seconds: the wall clock also measures whatever else runs here"
     assert shown.returncode == 0
     for word in ("run", "doctor", "infer", "export", "Exit status"):
         assert word in shown.stdout

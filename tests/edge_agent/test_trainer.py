@@ -195,6 +195,9 @@ def test_the_agent_imports_no_torch() -> None:
 
 async def test_a_warm_fork_is_quick(trainer: Trainer, make_job: MakeJob) -> None:
     await trainer(make_job("succeed"))
-    started = time.monotonic()
-    await trainer(make_job("succeed"))
-    assert time.monotonic() - started < 1.0
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        await trainer(make_job("succeed"))
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.5
