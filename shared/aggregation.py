@@ -177,14 +177,19 @@ def _unit_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
 def _scatter(target: Array, source: torch.Tensor, kept: tuple[Index | None, ...], weight: float) -> None:
     """target[kept] += weight * source, where no temporary is larger than BLOCK elements or one row of the target.
 
-    Rows (along the first axis) are spread to full width in a buffer, then added where they belong.
+    Rows (along the first axis) are spread to full width in a buffer, then added where they belong. (A float16 source
+    of whole rows is converted at once.)
     """
     rows, row = target.shape[0], target.shape[1:]
     into = torch.from_numpy(target).view(rows, -1)
     wanted = torch.arange(rows) if kept[0] is None else torch.from_numpy(kept[0])
+    source = source.reshape(len(wanted), -1)
+    if source.shape[1] == into.shape[1]:
+        into.index_add_(0, wanted, source.to(into.dtype), alpha=weight)
+        return
     columns = torch.from_numpy(np.arange(math.prod(row)).reshape(row)[selection(kept[1:], row)].ravel())
-    block = max(1, BLOCK // math.prod(row))
-    buffer = torch.zeros(block, math.prod(row), dtype=into.dtype)
-    for part, at in zip(torch.split(source.reshape(-1, len(columns)), block), torch.split(wanted, block), strict=True):
+    block = min(len(wanted), max(1, BLOCK // into.shape[1]))
+    buffer = torch.zeros(block, into.shape[1], dtype=into.dtype)
+    for part, at in zip(torch.split(source, block), torch.split(wanted, block), strict=True):
         spread = buffer[: len(part)].index_copy_(1, columns, part.to(into.dtype))
         into.index_add_(0, at, spread, alpha=weight)
