@@ -257,8 +257,10 @@ class Agent:
     def _check_health(self) -> None:
         session = self._session
         working = session.phase is Phase.WORKING
-        verdict = health.judge(self._look(), self._profile, was_ok=session.healthy, working=working)
+        reading = self._look() if self._config.health else health.Reading()
+        verdict = health.judge(reading, self._profile, was_ok=session.healthy, working=working)
         if verdict.ok != session.healthy:  # not for every degree that it is hotter
+            log.warning("training is %s", "possible again" if verdict.ok else f"refused: {verdict.reason}")
             self._tell(HealthChanged(verdict.ok, verdict.reason))
 
     async def _watch_stalls(self) -> None:

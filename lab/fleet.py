@@ -30,6 +30,7 @@ def emulated_devices(
             profile=profile,
             threads=min(share, load_profile(profile).training.threads),
             state_dir=directory / "devices" / name / "state",
+            health=False,
             trust=tuple(given for given in (config.model.name, config.algorithm.name) if ":" in given),
             broker=broker or BrokerSettings(url="mqtt://localhost"),
             data=config.data.model_copy(update={"partition": partition}),

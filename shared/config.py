@@ -268,6 +268,11 @@ class AgentConfig(Settings):
     trust: tuple[str, ...] = Field(
         (), description="package.module:name of models and algorithms that a coordinator may ask this device to import"
     )
+    health: bool = Field(
+        True,
+        description="refuse to train beyond the profile's limits of heat, charge, load and memory; false for devices "
+        "that are emulated on one machine, whose load is not theirs",
+    )
     broker: BrokerSettings = BrokerSettings(url="mqtt://localhost")
     data: DataSettings = DataSettings()
     stall_s: float = Field(

@@ -405,6 +405,15 @@ async def test_an_unhealthy_device_says_so_and_refuses(
         await coordinator.hears(Offer)
 
 
+async def test_an_emulated_device_does_not_answer_for_its_machine(
+    config: AgentConfig, coordinator: ScriptedCoordinator, echo: Echo
+) -> None:
+    emulated = config.model_copy(update={"health": False})
+    async with running(emulated, coordinator, echo, look=lambda: Reading(temperature_c=120, load_per_core=99)):
+        await train(coordinator)
+        await coordinator.hears(Offer)
+
+
 async def test_work_stops_when_the_device_gets_hot(
     config: AgentConfig, coordinator: ScriptedCoordinator, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
