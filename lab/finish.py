@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from edge_agent.data import load
-from lab.report import LEARNED, Table, device_table, write_report
+from lab.report import COST, LEARNED, Table, device_table, write_report
 from lab.summary import RunSummary, read_journal, summarize
 from shared.config import AgentConfig, RunConfig
 from shared.settings import example_toml
@@ -21,7 +21,7 @@ def finish(config: RunConfig, directory: Path, devices: Mapping[str, AgentConfig
     profiles = {name: agent.profile for name, agent in devices.items()}
     table = device_table(summary, profiles)
     # Two tables of a terminal's usual width: one that is cut off says less than none.
-    console.print(_rich(table, range(LEARNED)), _rich(table, (0, *range(LEARNED, len(table.header)))))
+    console.print(_rich(table, LEARNED), _rich(table, COST))
     for absent in summary.absent:
         console.print(f"[yellow]{absent} took part but did not report at the end[/]")
     counts, classes = _class_counts(devices)
@@ -47,7 +47,7 @@ def _rich(table: Table, columns: Sequence[int]) -> RichTable:
     rich = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_footer=bool(table.footer), footer_style="bold")
     for index in columns:
         footer = table.footer[index] if table.footer else ""
-        rich.add_column(table.header[index], justify="left" if index < 2 else "right", footer=footer, no_wrap=index < 2)
+        rich.add_column(table.header[index], justify="right" if index else "left", footer=footer, no_wrap=True)
     for row in table.rows:
         rich.add_row(*(row[index] for index in columns))
     return rich

@@ -11,8 +11,8 @@ from lab import plots
 from lab.summary import DeviceSummary, RunSummary
 
 MISSING = "\N{EN DASH}"
-LEARNED = 8
-"""The first columns of the device table say what was learned and kept; the others what it cost."""
+LEARNED, COST = (0, 2, 3, 4, 5, 6, 7), (0, 8, 9, 10, 11)
+"""Columns of the device table for a terminal: what was learned and kept, and what it cost."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def percent(share: float | None) -> str:
 def device_table(summary: RunSummary, profiles: Mapping[str, str]) -> Table:
     """One row per device; the last line holds plain means and sums.
 
-    Parameters, MACs and channels are shares of the dense model; `/ FedAvg` is what dense float32 FedAvg would have moved in the same rounds.
+    Parameters, MACs and channels are shares of the dense model; `/ FedAvg` is what dense float32 FedAvg would have
+    moved in the same rounds.
     """
     header = (
         "device",
