@@ -16,11 +16,11 @@ from edge_agent.slots import MODEL, PERSONAL
 from shared.channel_trace import channel_layout
 from shared.codec import open_payload
 from shared.errors import ConfigError, ExportError, ModelError
+from shared.model_state import load_tensors
 from shared.models import build_model, example_input
 from shared.onnx_file import ModelCard, parse, properties
 from shared.onnx_torch import to_onnx
 from shared.pruning import shrink
-from shared.tensors import load_tensors
 
 
 def reference_onnx(model: nn.Module, example: Tensor, metadata: Mapping[str, str]) -> bytes:

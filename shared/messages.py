@@ -25,7 +25,7 @@ Range: TypeAlias = tuple[Annotated[int, Field(ge=0, lt=2**31)], Annotated[int, F
 """Chunk indices, first included, last excluded."""
 Ranges: TypeAlias = Annotated[tuple[Range, ...], Field(max_length=64)]
 Metrics: TypeAlias = Annotated[dict[Name, float], Field(max_length=64)]
-Hyperparameter: TypeAlias = bool | int | float | str | None | tuple[int | float | str, ...]
+Hyperparameter: TypeAlias = bool | int | float | str | tuple[int | float | str, ...] | None
 
 
 class Message(BaseModel):
@@ -33,7 +33,7 @@ class Message(BaseModel):
 
 
 class Blob(Message):
-    """A payload of any size, addressed by its content and cut into chunks of `chunk` bytes (the last may be shorter)."""
+    """A payload of any size, addressed by its content, in chunks of `chunk` bytes (the last may be shorter)."""
 
     digest: Digest
     size: Annotated[int, Field(ge=1, le=2**40)]

@@ -19,7 +19,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
 from shared.channels import FIXED, ChannelLayout, selection
-from shared.tensors import Array, Masks, Subnet, Tensors, state_tensors
+from shared.model_state import state_tensors
+from shared.tensors import Array, Masks, Subnet, Tensors
 
 STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 """Last components of the state names that are not trained."""

@@ -1,14 +1,11 @@
-"""Named arrays, and the way between them and torch: by name, never by position."""
+"""Named arrays: what travels, what is aggregated, what is remembered. No torch here; shared.model_state has the way
+between these and a model."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Array: TypeAlias = npt.NDArray[Any]
 Tensors: TypeAlias = dict[str, Array]
@@ -26,25 +23,3 @@ class Subnet:
 
     tensors: Tensors
     held: Masks | None = None
-
-
-def state_tensors(model: "nn.Module", names: Iterable[str] | None = None) -> Tensors:
-    """A copy of the model's state (parameters and buffers), all of it or the given names, as numpy arrays."""
-    state = model.state_dict()
-    return {name: state[name].detach().cpu().numpy().copy() for name in (state if names is None else names)}
-
-
-def load_tensors(model: "nn.Module", tensors: Mapping[str, Array]) -> None:
-    """Write the given tensors into the model, in place; names that are not given keep their values.
-
-    Raises KeyError for a name that the model lacks and ValueError for another shape: neither is ever broadcast.
-    """
-    import torch
-
-    state = model.state_dict()
-    with torch.no_grad():
-        for name, array in tensors.items():
-            target = state[name]
-            if tuple(target.shape) != array.shape:
-                raise ValueError(f"{name}: shape {array.shape} does not fit {tuple(target.shape)}")
-            target.copy_(torch.tensor(array))

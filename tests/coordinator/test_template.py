@@ -14,11 +14,11 @@ from coordinator.template import dense_template, export_global
 from edge_agent.torch_export import reference_onnx
 from shared.channel_trace import channel_layout
 from shared.errors import ExportError, ModelError
+from shared.model_state import state_tensors
 from shared.models import build_model, example_input
 from shared.onnx_file import INPUT, OUTPUT, ModelCard, fill, parse, properties, state_names
 from shared.onnx_runtime import open_session
 from shared.pruning import shrink
-from shared.tensors import state_tensors
 
 LEAKS = (b"site-packages", str(Path(__file__).parents[2]).encode(), b"def forward", b"self.", b"File ", b"stack_trace")
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from shared.channel_trace import channel_layout, random_masks
 from shared.channels import ChannelLayout
+from shared.model_state import load_tensors, state_tensors
 from shared.models import build_model, example_input
 from shared.partition import head_names
 from shared.pruning import channels, choose, macs, masked, parameters, put, scores, shrink, take
-from shared.tensors import Masks, Subnet, load_tensors, state_tensors
+from shared.tensors import Masks, Subnet
 from shared.torchvision_ops import torchvision
 
 
