@@ -70,12 +70,11 @@ class Board:
         self._due.update(device for device, order in self._orders.items() if order is not None)
         self._change()
 
-    def withdraw(self, state: CoordinatorState) -> None:
+    def withdraw(self) -> None:
         """Nothing is asked of anybody any more."""
         for device in self._orders:
             self.order(device, None)
         self.payloads({})
-        self.state(state)
 
     def lookup(self, digest: str) -> tuple[Blob, Path] | None:
         """A wanted payload by its digest."""

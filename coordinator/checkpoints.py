@@ -9,6 +9,7 @@ downloads/00003.payload           what round 3's cohort is sent, where that is n
 rounds/00003/00001-phone.update   accepted updates of round 3, numbered in order of arrival
 rounds/00003/incoming/            updates that are being received
 reports/phone.json                metrics of the personalized devices
+definition.json                   what devices are told, and the channel layout
 template.onnx                     dense ONNX template of the model
 journal.jsonl                     one line per closed round
 
@@ -65,7 +66,9 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.definition = path / "definition.json"
         self.template = path / "template.onnx"
+        self.journal_path = path / "journal.jsonl"
 
     @property
     def exists(self) -> bool:
@@ -77,6 +80,10 @@ class RunDirectory:
         for name in ("globals", "downloads", "rounds", "reports"):
             (self.path / name).mkdir(exist_ok=True)
         atomic_write(self.path / "run.json", RECORD.dump_json(record, indent=2))
+
+    def discard(self) -> None:
+        """No run was begun here after all."""
+        (self.path / "run.json").unlink()
 
     def record(self) -> RunRecord:
         return self._read("run.json", RECORD)
@@ -101,12 +108,15 @@ class RunDirectory:
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
+    def peek(self) -> Checkpoint | None:
+        """The last checkpoint; None before the first. Changes nothing, so it needs no lock."""
+        return self._read("state.json", CHECKPOINT) if (self.path / "state.json").exists() else None
+
     def load(self) -> Checkpoint | None:
-        """The last checkpoint, with everything removed that does not belong to it; None before the first."""
-        if not (self.path / "state.json").exists():
-            return None
-        checkpoint = self._read("state.json", CHECKPOINT)
-        self._settle(checkpoint)
+        """The last checkpoint, with everything removed that does not belong to it."""
+        checkpoint = self.peek()
+        if checkpoint is not None:
+            self._settle(checkpoint)
         return checkpoint
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -116,7 +126,7 @@ class RunDirectory:
 
     @cached_property
     def _journal(self) -> Journal:
-        return Journal(self.path / "journal.jsonl")
+        return Journal(self.journal_path)
 
     def _settle(self, checkpoint: Checkpoint) -> None:
         if checkpoint.line is not None:

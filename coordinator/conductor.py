@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coordinator.board import Board, Order
 from coordinator.checkpoints import Checkpoint, RunDirectory
@@ -27,13 +27,15 @@ from coordinator.events import (
 from coordinator.fleet import Fleet
 from coordinator.inbox import Arrived, Inbox, Job, Told
 from coordinator.journal import Line
-from coordinator.ledger import Ledger
-from coordinator.template_job import TemplateJob
+from coordinator.preparation import Preparation
 from coordinator.uploads import UploadDesk
 from shared.chunks import describe
 from shared.config import RunConfig
 from shared.errors import RefusedUpdate
-from shared.messages import Blob, Offer, Plan, Task
+from shared.messages import Blob, Offer, Task
+
+if TYPE_CHECKING:
+    from coordinator.ledger import Ledger
 
 News: TypeAlias = tuple[str, dict[str, Any]]
 """What the live view is told once it is on the disk."""
@@ -50,21 +52,19 @@ class Conductor:
         self,
         *,
         config: RunConfig,
-        plan: Plan,
         engine: RoundEngine,
         directory: RunDirectory,
-        ledger: Ledger,
+        ledger: "Ledger",
         fleet: Fleet,
         chronicle: Chronicle,
         board: Board,
         inbox: Inbox,
-        template: TemplateJob,
+        preparation: Preparation,
         chunk: Callable[[], int],
         idle: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._plan = plan
         self._engine = engine
         self._directory = directory
         self._ledger = ledger
@@ -72,7 +72,7 @@ class Conductor:
         self._chronicle = chronicle
         self._board = board
         self._inbox = inbox
-        self._template_job = template
+        self._preparation = preparation
         self._chunk = chunk
         self._idle = idle
         self._clock = clock
@@ -174,7 +174,6 @@ class Conductor:
                 if attempt == 1:
                     self._chronicle.begin(payload.size)
                 self._chronicle.asked(cohort)
-                self._template_job.start()
                 return "opened", {
                     "round": number,
                     "attempt": attempt,
@@ -225,7 +224,7 @@ class Conductor:
         return payload
 
     async def _open_template(self) -> None:
-        path = await self._template_job.result()
+        path = await self._preparation.template()
         if path is not None:
             self._template = await asyncio.to_thread(describe, path, self._chunk())
             self._remember(self._template)
@@ -265,7 +264,7 @@ class Conductor:
                 run=self._engine.run,
                 action=action,
                 round=self._engine.round,
-                plan=self._plan,
+                plan=self._ledger.plan,
                 payload=self._payload,
                 template=self._template if action == "personalize" else None,
                 time_left_s=0,

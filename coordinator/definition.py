@@ -1,13 +1,16 @@
-"""What a run is about, built from its settings: model, algorithm, channel layout, and the tensors that travel."""
+"""What a run is about, built from its settings: what devices are told, and the channels that updates may lack."""
 
+import json
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
-from shared.algorithms import Algorithm, Hyperparameters, algorithm, hyperparameters, shared_names
+from shared.algorithms import algorithm, hyperparameters, shared_names
 from shared.channel_trace import channel_layout, verify_layout
 from shared.channels import ChannelLayout
 from shared.config import RunConfig
+from shared.errors import StateError
 from shared.messages import Plan
 from shared.model_state import state_tensors
 from shared.models import build_model, example_input
@@ -16,13 +19,35 @@ from shared.tensors import Tensors
 
 @dataclass(frozen=True)
 class Definition:
-    """plan: what devices are told; layout: None unless the algorithm prunes; initial: dense shared tensors."""
+    """layout: None unless the algorithm prunes."""
 
     plan: Plan
-    algorithm: Algorithm
-    hyperparameters: Hyperparameters
     layout: ChannelLayout | None
-    initial: Tensors
+
+    def dump(self) -> bytes:
+        layout = self.layout and {
+            "groups": self.layout.groups,
+            "axes": {
+                name: [None if units is None else units.tolist() for units in axes]
+                for name, axes in self.layout.axes.items()
+            },
+        }
+        return json.dumps({"plan": self.plan.model_dump(mode="json"), "layout": layout}).encode()
+
+    @classmethod
+    def load(cls, data: bytes) -> "Definition":
+        """The definition that `dump` wrote; StateError if it was changed since."""
+        fields = json.loads(data)
+        plan, layout = Plan.model_validate_json(json.dumps(fields["plan"])), None
+        if fields["layout"] is not None:
+            axes = {
+                name: tuple(None if units is None else np.array(units, np.int64) for units in axes)
+                for name, axes in fields["layout"]["axes"].items()
+            }
+            layout = ChannelLayout(fields["layout"]["groups"], axes)
+        if (layout and layout.digest) != plan.layout:
+            raise StateError("the channel layout is not the one that the run began with")
+        return cls(plan, layout)
 
 
 def model_of(config: RunConfig) -> nn.Module:
@@ -30,8 +55,11 @@ def model_of(config: RunConfig) -> nn.Module:
     return build_model(config.model.name, config.model.options, seed=config.run.seed)
 
 
-def define(config: RunConfig) -> Definition:
-    """ConfigError or ModelError where the settings make no run."""
+def define(config: RunConfig) -> tuple[Definition, Tensors]:
+    """The definition, and the dense shared tensors that the first round starts from.
+
+    ConfigError or ModelError where the settings make no run.
+    """
     chosen = algorithm(config.algorithm.name)
     settings = hyperparameters(chosen, config.algorithm.hyperparameters)
     model = model_of(config)
@@ -49,6 +77,4 @@ def define(config: RunConfig) -> Definition:
         seed=config.run.seed,
         layout=layout.digest if layout else None,
     )
-    return Definition(
-        plan, chosen, settings, layout, state_tensors(model, sorted(shared_names(chosen, model, settings)))
-    )
+    return Definition(plan, layout), state_tensors(model, sorted(shared_names(chosen, model, settings)))

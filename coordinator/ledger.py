@@ -10,30 +10,45 @@ from coordinator.admission import Admission, kept
 from coordinator.checkpoints import RunDirectory
 from coordinator.definition import Definition
 from shared.aggregation import Accumulator
+from shared.algorithms import algorithm, hyperparameters
 from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
 from shared.errors import RefusedUpdate, StateError
 from shared.files import sync_directory, sync_file
 from shared.messages import PayloadHeader
 from shared.pruning import take
-from shared.tensors import Subnet, Tensors
+from shared.tensors import Subnet
+
+
+def write_tensors(path: Path, subnet: Subnet, run: str, number: int) -> None:
+    """Put a payload for the devices of round `number` at `path`, durably, whole or not at all."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("wb") as file:
+        write_payload(file, subnet, run=run, round=number)
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_directory(path.parent)
 
 
 class Ledger:
     """Works in the run's folder; one call at a time."""
 
-    def __init__(self, directory: RunDirectory, definition: Definition, run: str) -> None:
+    def __init__(self, directory: RunDirectory, number: int) -> None:
+        """`number`: the round that is open or comes next; its global tensors must be there."""
+        record = directory.record()
+        definition = Definition.load(directory.definition.read_bytes())
         self._directory = directory
-        self._algorithm, self._settings = definition.algorithm, definition.hyperparameters
+        self._run = record.run
         self._layout = definition.layout
-        self._run = run
-        self.limit = sum(array.nbytes + ALIGNMENT for array in definition.initial.values()) + MAX_HEADER
-        """Bytes of the largest update that can be acceptable."""
-        self._admission = Admission.of(run, definition.initial, self._layout, self._settings.weighting, self.limit)
+        self.plan = definition.plan
+        self._algorithm = algorithm(record.config.algorithm.name)
+        self._settings = hyperparameters(self._algorithm, record.config.algorithm.hyperparameters)
+        source = directory.global_payload(number)
+        with open_payload(source, limit=source.stat().st_size) as payload:
+            tensors = payload.subnet.tensors
+            self.limit = sum(array.nbytes + ALIGNMENT for array in tensors.values()) + MAX_HEADER
+            """Bytes of the largest update that can be acceptable."""
+            self._admission = Admission.of(self._run, tensors, self._layout, self._settings.weighting, self.limit)
         self._accumulator = self._fresh()
-
-    def begin(self, initial: Tensors) -> None:
-        """The first round starts from these tensors."""
-        self._write(self._directory.global_payload(1), Subnet(initial), 1)
 
     def open(self, number: int) -> dict[str, dict[str, Any]]:
         """Start, or resume, round `number`; journal entries of the updates that were accepted before, by device."""
@@ -69,11 +84,11 @@ class Ledger:
         """Make the accepted updates the tensors that round `number + 1` starts from, on disk."""
         with open_payload(self._directory.global_payload(number), limit=self.limit) as payload:
             aggregate = self._accumulator.result(payload.subnet.tensors)
-            self._write(self._directory.global_payload(number + 1), Subnet(aggregate.tensors), number + 1)
+            write_tensors(self._directory.global_payload(number + 1), Subnet(aggregate.tensors), self._run, number + 1)
         valid = aggregate.valid
         if valid is not None and self._layout is not None and kept(valid) < 1:
             partial = Subnet(take(aggregate.tensors, self._layout, valid), valid)
-            self._write(self._directory.download(number + 1), partial, number + 1)
+            write_tensors(self._directory.download(number + 1), partial, self._run, number + 1)
 
     def _fresh(self) -> Accumulator:
         return self._algorithm.aggregate(self._layout, self._settings)
@@ -82,14 +97,6 @@ class Ledger:
         with self._admission.examine(path, number) as (update, header):
             self._accumulator.add(update)
             return self._entry(device, path, header, kept(update.subnet.held))
-
-    def _write(self, path: Path, subnet: Subnet, number: int) -> None:
-        temporary = path.with_suffix(".part")
-        with temporary.open("wb") as file:
-            write_payload(file, subnet, run=self._run, round=number)
-        sync_file(temporary)
-        temporary.replace(path)
-        sync_directory(path.parent)
 
     @staticmethod
     def _entry(device: str, path: Path, header: PayloadHeader, share: float) -> dict[str, Any]:

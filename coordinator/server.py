@@ -19,30 +19,34 @@ finished       run, reported, failed, run_dir
 """
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coordinator.board import Board
 from coordinator.checkpoints import Checkpoint, RunDirectory, RunRecord
 from coordinator.chronicle import Chronicle, OnEvent
 from coordinator.cohort import Needs
 from coordinator.conductor import Conductor
-from coordinator.definition import define
 from coordinator.engine import RoundEngine
 from coordinator.events import Phase, Snapshot, Tick
 from coordinator.fleet import Fleet
 from coordinator.inbox import Inbox, Job
-from coordinator.ledger import Ledger
-from coordinator.template_job import TemplateJob
+from coordinator.preparation import InChild, Preparation
 from shared.codec import encode_message
 from shared.config import RunConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, LinkError, TalariaError
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
-from shared.messages import PAGE, CoordinatorState, Downlink, Plan, Want
+from shared.messages import PAGE, CoordinatorState, Downlink, Want
 from shared.topics import Topics
 from shared.transfer import chunk_size, indices, ranges_of, send_chunks
+
+if TYPE_CHECKING:
+    from coordinator.ledger import Ledger
 
 TRAINING_COPIES = 4
 """Weights, gradients, what was received and what is sent: what a trainer needs at least, in sizes of the model."""
@@ -50,6 +54,8 @@ SMALLEST_PACKET = 4096
 """Devices that take less are not asked: the payload would have to be cut to their measure for the whole fleet."""
 
 
+GOODBYE_S = 1.0
+"""How long a broker that does not answer may hold up the end."""
 COMPARED = ("model", "algorithm", "rounds")
 """Sections that must be the same when a run goes on."""
 
@@ -59,15 +65,26 @@ class Coordinator:
 
     run_dir   the run's folder (coordinator.checkpoints); made if it is not there
     on_event  told what happens, as it happens
+    prepare   how the run is prepared: in a child process, or (simulations) in this one
     """
 
-    def __init__(self, config: RunConfig, open_link: OpenLink, *, run_dir: Path, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        open_link: OpenLink,
+        *,
+        run_dir: Path,
+        on_event: OnEvent,
+        prepare: Callable[[Callable[[str], None]], Preparation] = InChild,
+    ) -> None:
         self._config = config
         self._open_link = open_link
         self._directory = RunDirectory(run_dir)
-        self._on_event = on_event
         self._topics = Topics(config.run.fleet)
         self._fleet = Fleet()
+        self._clock = time.monotonic
+        self._chronicle = Chronicle(on_event, self._fleet, self._clock)
+        self._preparation = prepare(lambda text: self._chronicle.tell("warning", text=text))
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._answers: set[asyncio.Task[None]] = set()
         self._supplies: dict[str, asyncio.Task[None]] = {}
@@ -78,30 +95,18 @@ class Coordinator:
         ConfigError, ModelError or StateError before anything is sent; LinkError where the broker cannot be used.
         """
         with self._directory.locked():
-            record, checkpoint, plan, ledger = await asyncio.to_thread(self._prepare)
-            config, self._clock = self._config, asyncio.get_running_loop().time
-            self._chronicle = Chronicle(self._on_event, self._fleet, self._clock)
-            self._tell_start(record.run, checkpoint)
-            if checkpoint.engine.phase is Phase.FINISHED:
-                return
-            needs = Needs(memory_mib=TRAINING_COPIES * ledger.limit // 2**20, packet=SMALLEST_PACKET)
-            self._engine = RoundEngine(record.run, config.rounds, seed=config.run.seed, needs=needs)
-            self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=record.run)
-            will = Will(self._topics.coordinator, encode_message(self._gone))
-            self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
-            await self._link.open()
             try:
-                async with asyncio.TaskGroup() as self._group:
-                    await self._serve(checkpoint, plan, ledger)
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+                record = await self._prepare()
+                checkpoint, ledger = await asyncio.to_thread(self._load)
+                self._tell_start(record.run, checkpoint)
+                if checkpoint.engine.phase is not Phase.FINISHED:
+                    await self._connect(record.run, checkpoint, ledger)
             finally:
-                await self._link.close()
+                await self._preparation.stop()
 
-    def _prepare(self) -> tuple[RunRecord, Checkpoint, Plan, Ledger]:
-        """The run as it stands on the disk; a new one where there is none."""
+    async def _prepare(self) -> RunRecord:
+        """The run's folder with everything that a run needs of its model; made where it is not there yet."""
         directory = self._directory
-        definition = define(self._config)
         if directory.exists:
             record = directory.record()
             self._compare(record.config)
@@ -109,13 +114,23 @@ class Coordinator:
             name = re.sub(r"[^A-Za-z0-9]+", "-", self._config.algorithm.name)[-30:]
             record = RunRecord(f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(3)}", self._config)
             directory.create(record)
-        ledger = Ledger(directory, definition, record.run)
-        checkpoint = directory.load()
+        try:
+            await asyncio.gather(self._preparation.define(directory), asyncio.to_thread(_import_torch))
+        except TalariaError:
+            if not directory.definition.exists():
+                directory.discard()
+            raise
+        return record
+
+    def _load(self) -> "tuple[Checkpoint, Ledger]":
+        """The run as it stands on the disk."""
+        from coordinator.ledger import Ledger
+
+        checkpoint = self._directory.load()
         if checkpoint is None:
-            ledger.begin(definition.initial)
             checkpoint = Checkpoint(Snapshot())
-            directory.save(checkpoint)
-        return record, checkpoint, definition.plan, ledger
+            self._directory.save(checkpoint)
+        return checkpoint, Ledger(self._directory, checkpoint.round)
 
     def _compare(self, before: RunConfig) -> None:
         """ConfigError where the run was started with other settings that matter to it."""
@@ -128,9 +143,27 @@ class Coordinator:
                 "take those settings back, or give another run directory"
             )
 
-    async def _serve(self, checkpoint: Checkpoint, plan: Plan, ledger: Ledger) -> None:
+    async def _connect(self, run: str, checkpoint: Checkpoint, ledger: "Ledger") -> None:
+        config = self._config
+        needs = Needs(memory_mib=TRAINING_COPIES * ledger.limit // 2**20, packet=SMALLEST_PACKET)
+        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=needs)
+        self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
+        will = Will(self._topics.coordinator, encode_message(self._gone))
+        self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
+        await self._link.open()
+        try:
+            async with asyncio.TaskGroup() as self._group:
+                await self._serve(checkpoint, ledger)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            with contextlib.suppress(LinkError, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self._link.publish(self._topics.coordinator, encode_message(self._gone), retain=True)
+            await self._link.close()
+
+    async def _serve(self, checkpoint: Checkpoint, ledger: "Ledger") -> None:
         board = Board(self._link, self._topics, self._clock, checkpoint.payloads)
-        template = TemplateJob(self._directory, lambda text: self._chronicle.tell("warning", text=text))
         self._inbox = inbox = Inbox(
             topics=self._topics,
             engine=self._engine,
@@ -144,7 +177,6 @@ class Coordinator:
         )
         conductor = Conductor(
             config=self._config,
-            plan=plan,
             engine=self._engine,
             directory=self._directory,
             ledger=ledger,
@@ -152,7 +184,7 @@ class Coordinator:
             chronicle=self._chronicle,
             board=board,
             inbox=inbox,
-            template=template,
+            preparation=self._preparation,
             chunk=self._chunk,
             idle=self._jobs.empty,
             clock=self._clock,
@@ -165,11 +197,10 @@ class Coordinator:
             await self._link.subscribe(self._topics.all_presence, self._topics.all_up)
             while self._engine.phase is not Phase.FINISHED:
                 await conductor.do(await self._next_job())
-            board.withdraw(self._gone)
+            board.withdraw()
             await board.settled()
             await asyncio.gather(*self._answers)
         finally:
-            await template.stop()
             for task in [*background, *self._supplies.values()]:
                 task.cancel()
 
@@ -255,3 +286,8 @@ class Coordinator:
                 self._chronicle.tell("connected", session_present=session_present, max_packet=max_packet)
             case Disconnected(reason):
                 self._chronicle.tell("disconnected", reason=reason)
+
+
+def _import_torch() -> None:
+    """Takes a second or two, which the preparation needs anyway: so here, and not at the top."""
+    import coordinator.ledger  # noqa: F401

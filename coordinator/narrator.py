@@ -1,0 +1,89 @@
+"""What `talaria-coordinator run` shows to a person: a line per event, and a bar over the rounds at a terminal."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def line(event: dict[str, Any]) -> str | None:
+    """One event of coordinator.server in words; None where there is nothing to say."""
+    match event["event"]:
+        case "started":
+            again = "" if event["phase"] == "gathering" and event["round"] == 1 else f", from round {event['round']} on"
+            return f"run {event['run']}: {event['algorithm']} on {event['model']}, {event['rounds']} rounds{again}"
+        case "broker":
+            return f"broker at {event['url']}"
+        case "disconnected":
+            return f"no connection to the broker: {event['reason']}"
+        case "device":
+            state = (
+                ("ready" if not event["unfit"] else f"not asked: {event['unfit']}") if event["online"] else "offline"
+            )
+            return f"{event['device']} ({event['profile'] or 'unknown profile'}): {state}"
+        case "opened":
+            again = f", attempt {event['attempt']}" if event["attempt"] > 1 else ""
+            return (
+                f"round {event['round']}{again}: {len(event['cohort'])} devices, {_size(event['payload_bytes'])} each"
+            )
+        case "rejected":
+            return f"refused from {event['device']}: {event['code']}, {event['reason']}"
+        case "failed":
+            return f"{event['device']} failed in round {event['round']}: {event['code']}, {event['reason']}"
+        case "abandoned":
+            return f"round {event['round']} is asked again: {event['reason']}"
+        case "closed":
+            updates = f"{len(event['accepted'])} of {len(event['cohort'])} updates"
+            return f"round {event['round']} closed: {updates}, {_size(event['bytes_up'])} up, {event['wall_s']:.1f} s"
+        case "personalizing":
+            return "every device makes the model its own"
+        case "reported":
+            accuracy = event["metrics"].get("accuracy")
+            return f"{event['device']} reported" + ("" if accuracy is None else f": accuracy {accuracy:.1%}")
+        case "warning":
+            return f"warning: {event['text']}"
+        case "finished":
+            return f"finished: {len(event['reported'])} devices reported; everything is in {event['run_dir']}"
+    return None
+
+
+class Narrator:
+    """Context manager; call it with one event at a time."""
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        self._progress = Progress(
+            TextColumn("rounds"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._console = console
+        self._task = self._progress.add_task("", total=rounds)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("closed", "opened"):
+            self._progress.update(self._task, completed=event["round"] - (event["event"] == "opened"))
+        if (text := line(event)) is not None:
+            self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
