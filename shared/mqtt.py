@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from shared.config import BrokerSettings
 from shared.errors import ConfigError, LinkClosed, LinkError
 from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will
-from shared.mqtt_connection import FATAL, HUNG_UP, UNSUPPORTED_VERSION, Connection, Greeting, Refused, Version
+from shared.mqtt_answers import FATAL, NO_ANSWER, UNSUPPORTED_VERSION, Greeting, Refused
+from shared.mqtt_connection import CONNECT_S, Connection, Version
 from shared.mqtt_outbox import Outbox, Publication, too_large
 
 IN_FLIGHT = 20
@@ -23,6 +24,8 @@ SMALLEST_PACKET = 2048
 """The poison guard lowers the limit no further."""
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 30.0
+UNKNOWN_VERSION_S = 3.0
+"""How long MQTT 5 is tried on a broker that may not know it."""
 FILTERS_PER_PACKET = 8
 """Of one SUBSCRIBE: AWS IoT Core takes no more."""
 UNREAD = 1024
@@ -174,7 +177,7 @@ class MqttLink:
         url = self._settings.url
         connection = Connection(self._settings, self._client_id, self._will, self._versions[0], self)
         try:
-            await connection.open()
+            await connection.open(CONNECT_S if self._agreed or self._versions[0] == 4 else UNKNOWN_VERSION_S)
             return await self._watch(connection)
         except Refused as refusal:
             if refusal.code in FATAL:
@@ -182,8 +185,8 @@ class MqttLink:
                     f"{url} refuses client {self._client_id!r} as user {self._settings.username!r}: {refusal} "
                     f"(0x{refusal.code:02x}); check broker.username, broker.password_file and broker.cert_file"
                 ) from refusal
-            # Some brokers answer a version that they do not know by hanging up, but so does one that is stopping.
-            if refusal.code == UNSUPPORTED_VERSION or (refusal.code == HUNG_UP and not self._agreed):
+            # Some brokers answer a version that they do not know by hanging up or by silence; so does one in trouble.
+            if refusal.code == UNSUPPORTED_VERSION or (refusal.code == NO_ANSWER and not self._agreed):
                 self._versions.rotate(-1)
             return f"{url} refused the connection: {refusal}"
         except ssl.SSLCertVerificationError as error:

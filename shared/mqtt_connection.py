@@ -9,8 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 from urllib.parse import urlsplit
 
 from paho.mqtt import client as paho
@@ -24,6 +23,7 @@ from shared.config import BrokerSettings
 from shared.credentials import password, tls_context
 from shared.errors import LinkError
 from shared.link import DEFAULT_MAX_PACKET, Will
+from shared.mqtt_answers import NO_ANSWER, PACKET_TOO_LARGE, Ended, Greeting, Owner, Refused
 
 Version = Literal[4, 5]
 """Protocol level: 4 is MQTT 3.1.1."""
@@ -38,58 +38,12 @@ GOODBYE_S = 2.0
 PACKETS_PER_TURN = 16
 """Packets read before other tasks of the loop get their turn."""
 
-FATAL = frozenset({0x85, 0x86, 0x87, 0x8A, 0x8C})
-"""CONNACK reasons that another attempt does not change: client id, credentials, authorization, ban, method."""
-HUNG_UP = 0
-UNSUPPORTED_VERSION = 0x84
-PACKET_TOO_LARGE = 0x95
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a fault
-    """The broker does not want this connection; `code` is an MQTT 5 reason code, HUNG_UP where it gave none."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Greeting:
-    """CONNACK. `max_packet` is None where the broker states no limit."""
-
-    session_present: bool
-    max_packet: int | None
-    receive_maximum: int
-
-
-@dataclass(frozen=True)
-class Ended:
-    """Why a connection is over."""
-
-    reason: str
-    too_big: bool = False
-
-
-class Owner(Protocol):
-    """What a connection reports to. Called on the loop's thread; must not raise."""
-
-    def on_greeting(self, connection: "Connection", greeting: Greeting) -> None:
-        """The broker took us. Comes before any message."""
-
-    def on_message(self, connection: "Connection", topic: str, payload: bytes, retained: bool, number: int) -> None:
-        """Acknowledge with `connection.ack(number)`; number 0 wants no acknowledgement."""
-
-    def on_acknowledged(self, number: int, error: LinkError | None) -> None: ...
-
-    def on_answered(self, number: int, refused: list[str | None]) -> None:
-        """SUBACK or UNSUBACK: for each filter the reason of its refusal, or None."""
-
 
 class Connection:
     """Use once: `open`, then publish and subscribe until `ended` is done."""
 
     def __init__(
-        self, settings: BrokerSettings, client_id: str, will: Will | None, version: Version, owner: Owner
+        self, settings: BrokerSettings, client_id: str, will: Will | None, version: Version, owner: "Owner[Connection]"
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
@@ -124,8 +78,8 @@ class Connection:
         client.on_subscribe = self._on_answer
         client.on_unsubscribe = self._on_answer
 
-    async def open(self) -> None:
-        """Connect and be greeted. OSError (TimeoutError and ssl.SSLError are some) when nobody answers, Refused when
+    async def open(self, patience_s: float = CONNECT_S) -> None:
+        """Connect and be greeted within `patience_s`. OSError (ssl.SSLError is one) when nobody is there, Refused when
         the broker does not want us, LinkError when no attempt can succeed."""
         attempt = self._loop.run_in_executor(None, self._connect)
         try:
@@ -135,7 +89,7 @@ class Connection:
             raise
         sock = self._client.socket()
         if sock is None:
-            raise Refused(HUNG_UP, "it hung up at once")
+            raise Refused(NO_ANSWER, "it hung up at once")
         assert isinstance(sock, socket.socket)
         # Without it a page's few small packets wait for each other's TCP acknowledgements, 40 ms each.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -146,8 +100,11 @@ class Connection:
         self._loop.add_reader(sock, self._readable, sock)
         self._flush()
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with asyncio.timeout(patience_s):
                 await self._greeted
+        except TimeoutError:
+            self.abort("never greeted")
+            raise Refused(NO_ANSWER, f"no answer to CONNECT within {patience_s:g} s") from None
         except BaseException:
             self.abort("never greeted")
             raise
@@ -256,7 +213,7 @@ class Connection:
             self._greeted.set_exception(
                 LinkError(f"{self._settings.url} does not take our certificate (broker.cert_file): {self._said}")
                 if "_ALERT_" in self._said
-                else Refused(HUNG_UP, f"it hung up: {self._said or ended.reason}")
+                else Refused(NO_ANSWER, f"it hung up: {self._said or ended.reason}")
             )
             self._greeted.exception()  # nobody may be waiting any more
         if not self.ended.done():
@@ -308,7 +265,9 @@ class Connection:
     def _on_disconnect(
         self, client: paho.Client, data: object, flags: paho.DisconnectFlags, code: ReasonCode, properties: object
     ) -> None:
-        self._end(Ended(str(code), flags.is_disconnect_packet_from_server and code.value == PACKET_TOO_LARGE))
+        told = flags.is_disconnect_packet_from_server
+        reason = f"the broker hung up: {code}" if told else f"the connection was lost ({code})"
+        self._end(Ended(reason, too_big=told and code.value == PACKET_TOO_LARGE))
 
     def _on_message(self, client: paho.Client, data: object, message: paho.MQTTMessage) -> None:
         self._handled += 1
