@@ -6,7 +6,7 @@
     generations/0000012/   record.json and the files of the last finished task: memory, and the update until its receipt
     downloads/             payloads, whole or in parts
     models/                exported models (edge_agent.export)
-    traffic                bytes sent and received during the current run
+    traffic                bytes sent and received during the current run; a statistic, so no write waits for the disk
 
 A finished task becomes a generation: its files are written and synced first, then `current` is replaced in one step, so
 memory and pending update change together, whatever kills the process or the power in between. What cannot be read or
@@ -160,10 +160,13 @@ class Store:
     # --- traffic ---
 
     def count(self, run: str, *, up: int, down: int) -> Traffic:
-        """Add bytes to the run's traffic, and start anew for another run. The sum so far, also on disk."""
+        """Add bytes to the run's traffic, and start anew for another run. The sum so far; a killed process finds it
+        again, and after a power failure there may be an older one, or none."""
         before = self._traffic if self._traffic.run == run else Traffic(run=run)
         self._traffic = Traffic(run=run, up=before.up + up, down=before.down + down)
-        atomic_write(self.directory / "traffic", _sealed(self._traffic))
+        temporary = self.directory / ".traffic.tmp"
+        temporary.write_bytes(_sealed(self._traffic))
+        temporary.replace(self.directory / "traffic")
         return self._traffic
 
     # --- inside ---

@@ -174,9 +174,9 @@ class Download:
             self._open.clear()
 
     def finish(self) -> Path:
-        """The file, whole and verified; DigestMismatch if its bytes are not what the digest says: then a new Download
-        has everything to fetch again."""
-        return self._assembly.finish()
+        """The file, whole and verified, though a power failure may still take it away; DigestMismatch if its bytes are
+        not what the digest says. Then a new Download has everything to fetch again."""
+        return self._assembly.finish(durable=False)
 
     def _filter(self, page: int) -> str:
         return self._topics.page(self.blob.digest, page)
