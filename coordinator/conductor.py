@@ -121,7 +121,7 @@ class Conductor:
             examples = capabilities.examples if capabilities else 0
             entry = await asyncio.to_thread(self._ledger.take, device, offer.round, arrived.path, examples)
         except RefusedUpdate as error:
-            self._inbox.refuse(device, offer.run, offer.round, error.code, str(error))
+            self._inbox.refuse(device, offer, error.code, str(error))
             return DeviceFailed(device, offer.round, error.code)
         finally:
             self._inbox.done(device)
@@ -134,7 +134,7 @@ class Conductor:
         if self._unconfirmed:
             await asyncio.to_thread(self._directory.confirm, self._unconfirmed[0][1].round)
             for device, offer in self._unconfirmed:
-                self._inbox.receipt(device, offer.run, offer.round)
+                self._inbox.receipt(device, offer)
             self._unconfirmed.clear()
 
     async def _write_down(self, told: Told) -> Event:
@@ -143,7 +143,7 @@ class Conductor:
             return Tick()
         await asyncio.to_thread(self._directory.add_report, device, report)
         self._chronicle.tell("reported", device=device, examples=report.examples, metrics=report.metrics)
-        self._inbox.receipt(device, report.run, report.round)
+        self._inbox.receipt(device, report)
         return Reported(device, report.round)
 
     # --- commands ---------------------------------------------------------------------------------------------------

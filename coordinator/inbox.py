@@ -102,22 +102,29 @@ class Inbox:
         if self.desk is not None:
             self._grant(self.desk.tick(self._clock()))
 
-    def refuse(self, device: str, run: str, number: int, code: str, reason: str) -> None:
+    def refuse(self, device: str, said: Offer | Report, code: str, reason: str) -> None:
         """Tell the device, the live view and the journal."""
         self._chronicle.rejected(device, code, reason)
-        self.receipt(device, run, number, code, reason)
+        self.receipt(device, said, code, reason)
 
-    def receipt(self, device: str, run: str, number: int, code: str = "accepted", reason: str = "") -> None:
-        accepted = code == "accepted"
-        self._answer(device, Receipt(run=run, round=number, accepted=accepted, code=code, reason=reason[:500]))
+    def receipt(self, device: str, said: Offer | Failure | Report, code: str = "accepted", reason: str = "") -> None:
+        receipt = Receipt(
+            run=said.run,
+            round=said.round,
+            answers=said.kind,
+            accepted=code == "accepted",
+            code=code,
+            reason=reason[:500],
+        )
+        self._answer(device, receipt)
 
     def welcome(self, device: str, said: Offer | Report, action: Action) -> bool:
         """Whether to go on with it; if not, it has been answered."""
         verdict = self._engine.judge(device, said.run, said.round, action)
         if verdict is Verdict.DUPLICATE:
-            self.receipt(device, said.run, said.round)
+            self.receipt(device, said)
         elif verdict is not Verdict.WELCOME:
-            self.refuse(device, said.run, said.round, verdict, EXPLAINED[verdict])
+            self.refuse(device, said, verdict, EXPLAINED[verdict])
         return verdict is Verdict.WELCOME
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -158,7 +165,7 @@ class Inbox:
         if self._engine.judge(device, failure.run, failure.round) is Verdict.WELCOME:
             self._chronicle.failed(device, failure.round, failure.code, failure.reason)
             self._jobs.put_nowait(DeviceFailed(device, failure.round, failure.code))
-        self.receipt(device, failure.run, failure.round)
+        self.receipt(device, failure)
 
     def _offer(self, device: str, offer: Offer) -> None:
         if device in self._arrived or not self.welcome(device, offer, "train"):
@@ -168,7 +175,7 @@ class Inbox:
         try:
             self._grant(self.desk.offer(device, offer, self._clock()))
         except RefusedUpdate as error:
-            self.refuse(device, offer.run, offer.round, error.code, str(error))
+            self.refuse(device, offer, error.code, str(error))
             self._jobs.put_nowait(DeviceFailed(device, offer.round, error.code))
         self._collect(device)
 
@@ -192,7 +199,7 @@ class Inbox:
         except DigestMismatch as error:
             assembly.discard()
             self.done(device)
-            self.refuse(device, offer.run, offer.round, error.code, str(error))
+            self.refuse(device, offer, error.code, str(error))
             self._jobs.put_nowait(DeviceFailed(device, offer.round, error.code))
         except FileNotFoundError:  # the round was closed, and its folder is gone
             self.done(device)

@@ -191,7 +191,7 @@ class Session:
 
     def _settled(self, receipt: Receipt) -> list[Action]:
         answer = self.answer
-        if answer is None or (receipt.run, receipt.round) != (answer.run, answer.round):
+        if answer is None or (receipt.run, receipt.round, receipt.answers) != (answer.run, answer.round, answer.kind):
             return []
         self.answer, self.phase = None, Phase.IDLE
         if isinstance(answer, Failure):

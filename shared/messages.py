@@ -183,6 +183,8 @@ class Receipt(Message):
     kind: Literal["receipt"] = "receipt"
     run: Identifier
     round: Round
+    answers: Literal["offer", "failure", "report"]
+    """What it settles: a late receipt of a failure must not settle the offer of a second try."""
     accepted: bool
     code: Identifier = "accepted"
     reason: Text = ""

@@ -370,7 +370,7 @@ async def test_garbage_is_counted_and_harmless(
         garbage = [
             b"\x00",
             b"\xff" * 300,
-            encode_message(Receipt(run="run", round=1, accepted=True))[:-1],
+            encode_message(Receipt(run="run", round=1, answers="offer", accepted=True))[:-1],
             b"\x81\xa1v\x02",
         ]
         link = coordinator.broker

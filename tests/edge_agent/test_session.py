@@ -46,7 +46,13 @@ def answer_to(asked: Task) -> Offer | Report:
 
 
 def receipt(answer: Answer, *, accepted: bool = True) -> Receipt:
-    return Receipt(run=answer.run, round=answer.round, accepted=accepted, code="accepted" if accepted else "stale")
+    return Receipt(
+        run=answer.run,
+        round=answer.round,
+        answers=answer.kind,
+        accepted=accepted,
+        code="accepted" if accepted else "stale",
+    )
 
 
 def online(epoch: int = 1) -> CoordinatorState:
@@ -162,10 +168,11 @@ def test_the_last_will_of_an_earlier_coordinator_is_ignored() -> None:
 def test_what_belongs_to_something_else_is_ignored() -> None:
     session = linked()
     assert everything(session, Grant(run="run", digest="a" * 64, ranges=((0, 1),))) == []
-    assert session.handle(Receipt(run="run", round=1, accepted=True)) == []
+    assert session.handle(Receipt(run="run", round=1, answers="offer", accepted=True)) == []
     offer = finish(session, task(2))
-    assert session.handle(Receipt(run="run", round=1, accepted=True)) == []
-    assert session.handle(Receipt(run="other", round=2, accepted=True)) == []
+    assert session.handle(Receipt(run="run", round=1, answers="offer", accepted=True)) == []
+    assert session.handle(Receipt(run="other", round=2, answers="offer", accepted=True)) == []
+    assert session.handle(Receipt(run="run", round=2, answers="failure", accepted=True)) == []
     assert session.handle(Grant(run="run", digest="f" * 64, ranges=((0, 1),))) == []
     assert session.answer == offer
 

@@ -91,7 +91,7 @@ async def collect(link: Link, path: Path, progress: Callable[[int], None] = lamb
             outstanding.update(indices(ranges, assembly.blob.chunks))
             if ranges:
                 await link.publish(down, encode_message(Grant(run=RUN, digest=assembly.blob.digest, ranges=ranges)))
-    await link.publish(down, encode_message(Receipt(run=RUN, round=0, accepted=True)))
+    await link.publish(down, encode_message(Receipt(run=RUN, round=0, answers="offer", accepted=True)))
     return assembly.finish().read_bytes()
 
 

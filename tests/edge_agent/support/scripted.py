@@ -92,7 +92,7 @@ class ScriptedCoordinator:
         await self._link.publish(self.topics.down(device), payload)
 
     async def receipt(self, answer: Offer | Report | Failure, *, accepted: bool = True, code: str = "accepted") -> None:
-        await self.say(Receipt(run=answer.run, round=answer.round, accepted=accepted, code=code))
+        await self.say(Receipt(run=answer.run, round=answer.round, answers=answer.kind, accepted=accepted, code=code))
 
     async def hears(self, kind: type[M], count: int = 1, *, timeout_s: float = 20.0) -> M:
         """The `count`-th message of that kind that was heard from the start, as soon as it is."""

@@ -56,7 +56,9 @@ MESSAGES: dict[str, Message] = {
     "failure": Failure(run="demo-1", round=4, code="out_of_memory", reason="the trainer exceeded 512 MiB"),
     "report": Report(run="demo-1", round=4, examples=30, metrics={"personal_accuracy": 0.875}),
     "grant": Grant(run="demo-1", digest=DIGEST, ranges=((0, 2),)),
-    "receipt": Receipt(run="demo-1", round=4, accepted=False, code="stale", reason="round 4 is closed"),
+    "receipt": Receipt(
+        run="demo-1", round=4, answers="offer", accepted=False, code="stale", reason="round 4 is closed"
+    ),
     "infer": InferRequest(id="q1", shape=(1, 2), data=bytes(8)),
     "inferred": InferReply(id="q1", predictions=(Prediction(label="seven", number=7, probability=0.5),)),
 }
