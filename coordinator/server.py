@@ -290,4 +290,9 @@ class Coordinator:
 
 def _import_torch() -> None:
     """Takes a second or two, which the preparation needs anyway: so here, and not at the top."""
+    import torch
+
     import coordinator.ledger  # noqa: F401
+
+    # Folding is bound by memory, not by arithmetic: more threads only wait for each other, on a busy machine for long.
+    torch.set_num_threads(1)
