@@ -1,6 +1,5 @@
-"""talaria-lab: a whole fleet on one machine."""
+"""talaria-lab: a whole fleet on one machine. What a command needs is imported when it is used, so help is quick."""
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from typing import Any
 import click
 
 from shared.errors import TalariaError
-from shared.settings import bundled_config, load_run_config
 
 CONFIG = click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="TOML file of the run; without it, the bundled demo."
@@ -71,6 +69,8 @@ def simulate(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, a
 def _run(
     config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool, *, simulated: bool
 ) -> None:
+    import asyncio
+
     from rich.console import Console
 
     from lab.emulate import emulate as run_processes
@@ -78,6 +78,7 @@ def _run(
     from lab.fleet import emulated_devices
     from lab.simulate import simulate as run_in_process
     from lab.view import LiveView
+    from shared.settings import bundled_config, load_run_config
 
     config = load_run_config(config_file or bundled_config("demo"), sets).config
     directory = run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
