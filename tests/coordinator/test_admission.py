@@ -1,0 +1,188 @@
+"""Every lie that an update can tell is refused with its name, and nothing else is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+
+from coordinator.admission import Admission, kept
+from shared.channels import FIXED, ChannelLayout
+from shared.codec import encode_payload
+from shared.errors import RefusedUpdate
+from shared.tensors import Masks, Subnet, Tensors
+
+UNITS = 5
+DENSE: dict[str, tuple[int, ...]] = {"conv.weight": (UNITS, 3), "conv.bias": (UNITS,), "head.weight": (2, UNITS)}
+TENSORS: Tensors = {
+    **{name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) for name, shape in DENSE.items()},
+    "steps": np.array(7),
+}
+UNIT = np.arange(UNITS)
+LAYOUT = ChannelLayout(
+    {"conv": UNITS},
+    {"conv.weight": (UNIT, None), "conv.bias": (UNIT,), "head.weight": (np.array([FIXED] * 2), UNIT)},
+)
+HELD: Masks = {"conv": np.array([True, False, True, True, False])}
+KEPT: Tensors = {
+    "conv.weight": TENSORS["conv.weight"][[0, 2, 3]],
+    "conv.bias": TENSORS["conv.bias"][[0, 2, 3]],
+    "head.weight": TENSORS["head.weight"][:, [0, 2, 3]],
+    "steps": TENSORS["steps"],
+}
+
+
+def admission(layout: ChannelLayout | None = LAYOUT, **changes: Any) -> Admission:
+    fields = {"run": "run", "tensors": TENSORS, "layout": layout, "weighting": "samples", "limit": 100_000} | changes
+    return Admission.of(**fields)
+
+
+def payload(subnet: Subnet, **changes: Any) -> bytes:
+    fields: Any = {"run": "run", "round": 3, "examples": 4, "weight": 4.0} | changes
+    return encode_payload(subnet, **fields)
+
+
+def examine(folder: Path, data: bytes, gate: Admission, examples: int = 10) -> tuple[Tensors, Masks | None, float]:
+    path = folder / "update"
+    path.write_bytes(data)
+    with gate.examine(path, 3, examples) as (update, header):
+        assert header.round == 3
+        return {n: a.copy() for n, a in update.subnet.tensors.items()}, update.subnet.held, update.weight
+
+
+def refusal(folder: Path, data: bytes, gate: Admission) -> str:
+    with pytest.raises(RefusedUpdate) as refused:
+        examine(folder, data, gate)
+    assert str(refused.value)
+    return refused.value.code
+
+
+def test_a_dense_update_is_acceptable_with_and_without_a_layout(tmp_path: Path) -> None:
+    for layout in (None, LAYOUT):
+        tensors, held, weight = examine(tmp_path, payload(Subnet(TENSORS)), admission(layout))
+        assert held is None
+        assert weight == 4.0
+        for name, array in TENSORS.items():
+            np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_a_partial_update_is_acceptable_where_channels_may_go(tmp_path: Path) -> None:
+    tensors, held, _ = examine(tmp_path, payload(Subnet(KEPT, HELD)), admission())
+    assert held is not None
+    np.testing.assert_array_equal(held["conv"], HELD["conv"])
+    np.testing.assert_array_equal(tensors["head.weight"], KEPT["head.weight"])
+    assert kept(held) == 0.6
+    assert kept(None) == 1
+
+
+def without(name: str) -> Tensors:
+    return {key: array for key, array in TENSORS.items() if key != name}
+
+
+def with_value(value: float, name: str = "conv.weight") -> Tensors:
+    array = TENSORS[name].copy()
+    array.flat[1] = value
+    return TENSORS | {name: array}
+
+
+LIES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "another run": ("foreign_run", lambda: payload(Subnet(TENSORS), run="other")),
+    "an old round": ("wrong_round", lambda: payload(Subnet(TENSORS), round=2)),
+    "a later round": ("wrong_round", lambda: payload(Subnet(TENSORS), round=4)),
+    "no examples": ("no_examples", lambda: payload(Subnet(TENSORS), examples=0, weight=0.0)),
+    "more examples than it has": (
+        "too_many_examples",
+        lambda: payload(Subnet(TENSORS), examples=11, weight=11.0),
+    ),
+    "more weight than examples": ("wrong_weight", lambda: payload(Subnet(TENSORS), weight=400.0)),
+    "no weight": ("wrong_weight", lambda: payload(Subnet(TENSORS), weight=0.0)),
+    "a missing name": ("wrong_names", lambda: payload(Subnet(without("conv.bias")))),
+    "an unknown name": ("wrong_names", lambda: payload(Subnet(TENSORS | {"backdoor": np.ones(1, np.float32)}))),
+    "nothing": ("wrong_names", lambda: payload(Subnet({}))),
+    "another shape": ("wrong_shape", lambda: payload(Subnet(TENSORS | {"conv.bias": np.ones(6, np.float32)}))),
+    "a shape that would broadcast": (
+        "wrong_shape",
+        lambda: payload(Subnet(TENSORS | {"conv.bias": np.ones(1, np.float32)})),
+    ),
+    "the same elements in another shape": (
+        "wrong_shape",
+        lambda: payload(Subnet(TENSORS | {"conv.weight": np.ones((3, UNITS), np.float32)})),
+    ),
+    "another dtype": ("wrong_dtype", lambda: payload(Subnet(TENSORS | {"conv.bias": np.ones(UNITS)}))),
+    "integers": ("wrong_dtype", lambda: payload(Subnet(TENSORS | {"conv.bias": np.ones(UNITS, np.int32)}))),
+    "NaN": ("malformed_payload", lambda: payload(Subnet(with_value(np.nan)))),
+    "infinity": ("malformed_payload", lambda: payload(Subnet(with_value(-np.inf)))),
+    "a value that overflows any sum": ("not_finite", lambda: payload(Subnet(with_value(-3e38)))),
+    "dense tensors with masks": ("wrong_shape", lambda: payload(Subnet(TENSORS, HELD))),
+    "cut tensors without masks": ("wrong_shape", lambda: payload(Subnet(KEPT))),
+    "a mask of another group": ("malformed_payload", lambda: payload(Subnet(KEPT, {"fc": HELD["conv"]}))),
+    "a mask of another length": ("malformed_payload", lambda: payload(Subnet(KEPT, {"conv": np.ones(6, np.bool_)}))),
+    "no mask of a group": ("malformed_payload", lambda: payload(Subnet(KEPT, {}))),
+    "padding that holds units": (
+        "malformed_payload",
+        lambda: payload(Subnet(KEPT, HELD)).replace(np.packbits(HELD["conv"]).tobytes(), b"\xb7", 1),
+    ),
+    "an empty file": ("malformed_payload", lambda: b""),
+    "no payload at all": ("malformed_payload", lambda: b"PK\x03\x04 a zip bomb"),
+    "a torn payload": ("malformed_payload", lambda: payload(Subnet(TENSORS))[:-1]),
+    "something behind it": ("malformed_payload", lambda: payload(Subnet(TENSORS)) + b"\0"),
+    "a header of 4 GB": ("malformed_payload", lambda: b"TLR1" + b"\xff" * 4 + payload(Subnet(TENSORS))[8:]),
+    "a tensor of 10 GB": ("malformed_payload", lambda: bomb((2**20, 2560))),
+    "a tensor of 2^39 elements behind an axis of none": ("malformed_payload", lambda: bomb((0, 2**39))),
+    "a file larger than any update": ("malformed_payload", lambda: payload(Subnet(TENSORS)) + bytes(100_000)),
+}
+
+
+def bomb(shape: tuple[int, ...]) -> bytes:
+    """A small file whose header claims a huge tensor."""
+    honest = payload(Subnet(TENSORS))
+    length = int.from_bytes(honest[4:8], "little")
+    header = msgpack.unpackb(honest[8 : 8 + length])
+    header["tensors"][0]["shape"] = list(shape)
+    packed: bytes = msgpack.packb(header)
+    return b"TLR1" + len(packed).to_bytes(4, "little") + packed + honest[8 + length :]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies(tmp_path: Path, lie: str) -> None:
+    code, data = LIES[lie]
+    assert refusal(tmp_path, data(), admission()) == code
+
+
+def test_masks_where_nothing_is_pruned(tmp_path: Path) -> None:
+    assert refusal(tmp_path, payload(Subnet(KEPT, HELD)), admission(None)) == "wrong_masks"
+
+
+def test_a_mask_that_holds_nothing(tmp_path: Path) -> None:
+    nothing = {name: array[:0] if name.startswith("conv") else array for name, array in KEPT.items()}
+    subnet = Subnet(nothing, {"conv": np.zeros(UNITS, np.bool_)})
+    assert refusal(tmp_path, payload(subnet), admission()) == "malformed_payload"
+
+
+def test_uniform_weighting_takes_one_and_nothing_else(tmp_path: Path) -> None:
+    gate = admission(weighting="uniform")
+    assert examine(tmp_path, payload(Subnet(TENSORS), weight=1.0), gate)[2] == 1.0
+    assert refusal(tmp_path, payload(Subnet(TENSORS)), gate) == "wrong_weight"
+
+
+def test_a_device_that_does_not_say_how_many_examples_it_has_is_believed(tmp_path: Path) -> None:
+    data = payload(Subnet(TENSORS), examples=1000, weight=1000.0)
+    assert examine(tmp_path, data, admission(), examples=0)[2] == 1000.0
+
+
+def test_every_flipped_byte_of_the_header_is_refused_or_harmless(tmp_path: Path) -> None:
+    honest = payload(Subnet(KEPT, HELD))
+    end = 8 + int.from_bytes(honest[4:8], "little")
+    for place in range(end):
+        data = bytearray(honest)
+        data[place] ^= 0x55
+        try:
+            tensors, held, weight = examine(tmp_path, bytes(data), admission())
+        except RefusedUpdate:
+            continue
+        assert weight == 4.0
+        assert {name: array.shape for name, array in tensors.items()} == {
+            name: LAYOUT.shape(name, TENSORS[name].shape, held) if held else TENSORS[name].shape for name in TENSORS
+        }

@@ -1,0 +1,214 @@
+"""Killed between any two steps on the disk and started again, a run ends as if nothing had happened."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crashes import Crash, Steps
+
+from coordinator.checkpoints import Checkpoint, RunDirectory
+from coordinator.events import Phase, Snapshot
+from coordinator.journal import read_journal
+from coordinator.ledger import Ledger
+from shared.codec import encode_payload, open_payload
+from shared.errors import ConfigError, StateError
+from shared.messages import Blob, Report
+from shared.tensors import Subnet, Tensors
+
+Begin = Callable[..., RunDirectory]
+DEVICES = {"a": 1, "b": 3}
+"""Device -> its examples."""
+ROUNDS = 2
+
+
+def tensors_of(path: Path) -> Tensors:
+    with open_payload(path, limit=2**30) as payload:
+        return {name: array.copy() for name, array in payload.subnet.tensors.items()}
+
+
+def update(directory: RunDirectory, device: str, number: int) -> bytes:
+    """What a device makes of round `number`: everything plus its examples."""
+    examples = DEVICES[device]
+    received = tensors_of(directory.global_payload(number))
+    changed = {name: array + np.asarray(examples, array.dtype) for name, array in received.items()}
+    return encode_payload(Subnet(changed), run="run", round=number, examples=examples, weight=float(examples))
+
+
+def go_on(directory: RunDirectory, receipts: set[tuple[int, str]]) -> None:
+    """What a coordinator does from its start to the end of the last round; devices keep what has no receipt."""
+    checkpoint = directory.load()
+    if checkpoint is None:
+        checkpoint = Checkpoint(Snapshot())
+        directory.save(checkpoint)
+    while checkpoint.round <= ROUNDS:
+        number = checkpoint.round
+        ledger = Ledger(directory, number)
+        done = set(ledger.open(number))
+        assert {device for rounds, device in receipts if rounds == number} <= done, "lost after its receipt"
+        for device, examples in DEVICES.items():
+            if device not in done:
+                received = directory.incoming(number) / device
+                received.write_bytes(update(directory, device, number))
+                ledger.take(device, number, received, examples)
+                directory.confirm(number)
+                receipts.add((number, device))
+        ledger.close(number)
+        line = {"event": "round", "round": number, "accepted": list(directory.accepted(number))}
+        checkpoint = Checkpoint(Snapshot(closed=number), line)
+        directory.save(checkpoint)
+
+
+def expected(directory: RunDirectory) -> Tensors:
+    """Every round moves everything by (1 * 1 + 3 * 3) / 4, and a counter by its maximum."""
+    first = tensors_of(directory.global_payload(1))
+    return {
+        name: array + np.asarray(ROUNDS * (2.5 if array.dtype.kind == "f" else 3), array.dtype)
+        for name, array in first.items()
+    }
+
+
+def check_end(directory: RunDirectory, wanted: Tensors) -> None:
+    result = tensors_of(directory.global_payload(ROUNDS + 1))
+    for name, array in wanted.items():
+        np.testing.assert_allclose(result[name], array, rtol=1e-6, err_msg=name)
+    lines = list(read_journal(directory.journal_path))
+    assert lines == [{"event": "round", "round": n, "accepted": ["a", "b"]} for n in range(1, ROUNDS + 1)]
+    assert sorted(path.name for path in (directory.path / "globals").iterdir()) == ["00002.payload", "00003.payload"]
+    assert [path.name for path in (directory.path / "rounds").iterdir()] == ["00003"]
+
+
+def test_killed_before_every_step(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = begin("calm")
+    wanted = expected(calm)
+    with monkeypatch.context() as patch:
+        steps = Steps(patch, at=-1)
+        go_on(calm, set())
+    check_end(calm, wanted)
+    assert steps.count > 40
+    for at in range(steps.count):
+        directory = begin(f"killed-{at}")
+        receipts: set[tuple[int, str]] = set()
+        with monkeypatch.context() as patch:
+            steps = Steps(patch, at)
+            with pytest.raises(Crash):
+                go_on(directory, receipts)
+        go_on(RunDirectory(directory.path), receipts)
+        check_end(directory, wanted)
+
+
+def test_killed_again_and_again(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies after ever more steps until it gets through."""
+    directory, receipts = begin(), set[tuple[int, str]]()
+    wanted = expected(directory)
+    for at in range(200):
+        with monkeypatch.context() as patch:
+            Steps(patch, at)
+            try:
+                go_on(RunDirectory(directory.path), receipts)
+            except Crash:
+                continue
+        break
+    check_end(directory, wanted)
+
+
+def test_updates_are_folded_again_in_the_order_in_which_they_arrived(begin: Begin) -> None:
+    directory = begin()
+    directory.save(Checkpoint(Snapshot()))
+    ledger = Ledger(directory, 1)
+    ledger.open(1)
+    for device in ("b", "a"):
+        path = directory.incoming(1) / device
+        path.write_bytes(update(directory, device, 1))
+        ledger.take(device, 1, path, 0)
+    assert [path.name for path in directory.accepted(1).values()] == ["00001-b.update", "00002-a.update"]
+    ledger.close(1)
+    first = directory.global_payload(2).read_bytes()
+    again = Ledger(directory, 1)
+    assert list(again.open(1)) == ["b", "a"]
+    again.close(1)
+    assert directory.global_payload(2).read_bytes() == first
+
+
+def test_a_damaged_accepted_update_is_named_at_the_restart(begin: Begin) -> None:
+    directory = begin()
+    directory.save(Checkpoint(Snapshot()))
+    ledger = Ledger(directory, 1)
+    ledger.open(1)
+    path = directory.incoming(1) / "a"
+    path.write_bytes(update(directory, "a", 1))
+    ledger.take("a", 1, path, 0)
+    accepted = directory.accepted(1)["a"]
+    accepted.write_bytes(accepted.read_bytes()[:-4])
+    with pytest.raises(StateError, match=r"00001-a\.update"):
+        Ledger(directory, 1).open(1)
+
+
+def test_a_checkpoint_comes_back_as_it_was(begin: Begin) -> None:
+    directory = begin()
+    checkpoint = Checkpoint(
+        Snapshot(phase=Phase.COLLECTING, closed=0, attempt=2, cohort=("a",), asked=("a", "b"), answered={"c": 1}),
+        line={"event": "round", "round": 1},
+        payloads=(Blob(digest="0" * 64, size=5, chunk=512),),
+    )
+    directory.save(checkpoint)
+    assert RunDirectory(directory.path).load() == checkpoint
+    assert directory.peek() == checkpoint
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"engine": {"phase": "dancing"}}', b"[]"])
+def test_a_checkpoint_that_is_none_is_named(begin: Begin, content: bytes) -> None:
+    directory = begin()
+    (directory.path / "state.json").write_bytes(content)
+    with pytest.raises(StateError, match=r"state\.json"):
+        directory.load()
+
+
+def test_a_folder_without_a_run(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    assert not directory.exists
+    with pytest.raises(StateError, match="holds no run"):
+        directory.record()
+
+
+def test_two_coordinators_in_one_folder(tmp_path: Path) -> None:
+    with (
+        RunDirectory(tmp_path).locked(),
+        pytest.raises(StateError, match="in use"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pass
+    with RunDirectory(tmp_path).locked():
+        pass
+
+
+def test_starts_are_counted(tmp_path: Path) -> None:
+    assert [RunDirectory(tmp_path).count_start() for _ in range(3)] == [1, 2, 3]
+
+
+def test_reports_come_back(begin: Begin) -> None:
+    directory = begin()
+    report = Report(run="run", round=3, examples=4, metrics={"accuracy": 1.0})
+    directory.add_report("b", report)
+    directory.add_report("a", report)
+    directory.add_report("a", report)
+    assert directory.reports() == {"a": report, "b": report}
+    assert list(directory.reports()) == ["a", "b"]
+
+
+def test_a_definition_that_was_changed_is_refused(begin: Begin) -> None:
+    directory = begin()
+    text = directory.definition.read_text()
+    assert '"layout": null' in text
+    directory.definition.write_text(text.replace('"layout": null', f'"layout": "{"0" * 64}"', 1))
+    directory.save(Checkpoint(Snapshot()))
+    with pytest.raises(StateError, match="layout"):
+        Ledger(directory, 1)
+
+
+def test_settings_that_make_no_run_are_refused_by_name(tmp_path: Path) -> None:
+    from coordinator.definition import define
+    from shared.config import RunConfig
+
+    with pytest.raises(ConfigError, match="did you mean"):
+        define(RunConfig.model_validate({"algorithm": {"name": "fedavgg"}}))
