@@ -51,7 +51,6 @@ class RoundPoint:
     number: int
     accuracy: Mapping[str, float]
     accuracy_global: Mapping[str, float]
-    kept: Mapping[str, float]
     bytes_up: int
     bytes_down: int
     wall_s: float
@@ -117,7 +116,6 @@ def _point(entry: Mapping[str, Any]) -> RoundPoint:
         number=entry["round"],
         accuracy=metric("accuracy"),
         accuracy_global=metric("accuracy_global"),
-        kept=metric("kept"),
         bytes_up=entry["bytes_up"],
         bytes_down=entry["bytes_down"],
         wall_s=entry["wall_s"],

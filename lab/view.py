@@ -82,7 +82,7 @@ class LiveView:
             state="[green]sent[/]",
             examples=str(event["examples"]),
             accuracy=percent(metrics.get("accuracy")),
-            kept=percent(metrics.get("kept")),
+            kept=percent(event["kept"]),
             update=size(event["bytes"]),
         )
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from lab.view import LiveView
 
 DEVICES = {"pi-00": "rpi-4b", "pi-01": "rpi-5"}
-ACCEPTED = {"device": "pi-00", "examples": 40, "bytes": 1500, "metrics": {"accuracy": 0.5}}
+ACCEPTED = {"device": "pi-00", "examples": 40, "bytes": 1500, "kept": 0.75, "metrics": {"accuracy": 0.5}}
 EVENTS = [
     {"event": "device", "device": "pi-00", "online": True},
     {"event": "opened", "round": 1, "attempt": 1, "cohort": ["pi-00", "pi-01"]},
@@ -44,7 +44,7 @@ def test_a_log_gets_a_line_per_round_and_every_refusal_with_its_reason() -> None
 
 def test_a_terminal_gets_the_table() -> None:
     text = drawn(terminal=True)
-    for part in ("pi-00", "rpi-5", "50.0%", "1.5 kB", "refused: not_finite"):
+    for part in ("pi-00", "rpi-5", "50.0%", "75.0%", "1.5 kB", "refused: not_finite"):
         assert part in text
 
 
