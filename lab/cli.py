@@ -73,16 +73,16 @@ def _run(
 
     from rich.console import Console
 
-    from lab.emulate import emulate as run_processes
-    from lab.finish import finish
     from lab.fleet import emulated_devices
-    from lab.simulate import simulate as run_in_process
     from lab.view import LiveView
     from shared.settings import bundled_config, load_run_config
 
+    if simulated:
+        from lab.simulate import simulate as run
+    else:
+        from lab.emulate import emulate as run
     config = load_run_config(config_file or bundled_config("demo"), sets).config
     directory = run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
-    run = run_in_process if simulated else run_processes
     console = Console(quiet=as_json, highlight=False)
     devices = emulated_devices(config, directory)
     profiles = {name: agent.profile for name, agent in devices.items()}
@@ -97,6 +97,8 @@ def _run(
         status = asyncio.run(run(config, directory, on_event))
     if status != 0:
         raise click.exceptions.Exit(status)
+    from lab.finish import finish  # plots take a second to import: nobody waits for it before the run
+
     summary = finish(config, directory, devices, console)
     if as_json:
         rows = [{"device": row.device, "examples": row.examples, **row.metrics} for row in summary.devices]

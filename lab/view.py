@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lab.report import MISSING, percent, size
+from lab.wording import MISSING, percent, size
 
 
 class LiveView:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from lab.report import device_table, percent, size
+from lab.report import device_table
 from lab.summary import read_journal, summarize
+from lab.wording import percent, size
 from shared.errors import StateError
 
 
