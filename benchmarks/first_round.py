@@ -60,11 +60,10 @@ def emulate(devices: int, *, interrupt: bool = False) -> dict[str, float]:
         with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {MARK: mark}) as lab:
             assert lab.stdout is not None
             for line in lab.stdout:
-                event = json.loads(line)["event"]
-                now = time.time() - started
-                if event == "device":
+                event, now = json.loads(line)["event"], time.time() - started
+                if event == "device" and "opened" not in times:
                     times["devices online"] = now  # the last one stays
-                else:
+                elif event != "device":
                     times.setdefault(event, now)
                 if event == "opened" and interrupt:
                     lab.send_signal(signal.SIGINT)
