@@ -62,12 +62,14 @@ class Board:
             self._due.add(device)
             self._change()
 
-    def forgotten(self) -> None:
-        """The broker has lost everything: all of it is due again."""
-        self._generation += 1
-        self._up.clear()
+    def connected(self, *, forgotten: bool) -> None:
+        """The link is back: meanwhile the broker told everybody our last will. `forgotten`: it has lost the rest, too,
+        so all of it is due again."""
         self._state_due = self._state is not None
-        self._due.update(device for device, order in self._orders.items() if order is not None)
+        if forgotten:
+            self._generation += 1
+            self._up.clear()
+            self._due.update(device for device, order in self._orders.items() if order is not None)
         self._change()
 
     def withdraw(self) -> None:

@@ -224,8 +224,8 @@ class Coordinator:
                     await asyncio.sleep(0)  # what was decided is sent before the next message, however many wait
                 case event:
                     self._tell_link(event)
-                    if isinstance(event, Connected) and not event.session_present:
-                        board.forgotten()
+                    if isinstance(event, Connected):
+                        board.connected(forgotten=not event.session_present)
 
     async def _next_job(self) -> Job:
         """What comes next: a job, or the engine's deadline."""
