@@ -130,6 +130,8 @@ class FakeDevice:
         key = (task.run, task.round, task.action)
         known = bool(self.tasks) and key == (self.tasks[-1].run, self.tasks[-1].round, self.tasks[-1].action)
         self.tasks.append(task)
+        if not known:
+            self._offer = None  # overtaken
         if known and self._offer is not None:
             await self.say(self._offer[0])
         elif (task.run, task.round) not in self._accepted and not (known and self._working):

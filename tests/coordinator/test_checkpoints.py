@@ -82,7 +82,7 @@ def test_killed_before_every_step(begin: Begin, monkeypatch: pytest.MonkeyPatch)
     calm = begin("calm")
     wanted = expected(calm)
     with monkeypatch.context() as patch:
-        steps = Steps(patch, at=-1)
+        steps = Steps(patch, -1, calm.path)
         go_on(calm, set())
     check_end(calm, wanted)
     assert steps.count > 40
@@ -90,7 +90,7 @@ def test_killed_before_every_step(begin: Begin, monkeypatch: pytest.MonkeyPatch)
         directory = begin(f"killed-{at}")
         receipts: set[tuple[int, str]] = set()
         with monkeypatch.context() as patch:
-            steps = Steps(patch, at)
+            Steps(patch, at, directory.path)
             with pytest.raises(Crash):
                 go_on(directory, receipts)
         go_on(RunDirectory(directory.path), receipts)
@@ -103,7 +103,7 @@ def test_killed_again_and_again(begin: Begin, monkeypatch: pytest.MonkeyPatch) -
     wanted = expected(directory)
     for at in range(200):
         with monkeypatch.context() as patch:
-            Steps(patch, at)
+            Steps(patch, at, directory.path)
             try:
                 go_on(RunDirectory(directory.path), receipts)
             except Crash:

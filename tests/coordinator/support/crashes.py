@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,25 +15,25 @@ class Crash(BaseException):
 
 
 class Steps:
-    """Counts the steps; dies before step `at`, and lets no later one through until `restart`."""
+    """Counts the steps below `folder`; dies before step `at`, and lets no later one through."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, at: int, folder: Path) -> None:
         self.at = at
+        self.folder = str(folder)
         self.count = 0
         self.dead = False
         for name in STEPS:
             patch.setattr(os, name, self._wrap(getattr(os, name)))
 
-    def restart(self) -> None:
-        self.dead = False
-        self.at = -1
-
     def _wrap(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def step(target: Any, *args: Any, **kwargs: Any) -> Any:
+            path = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else os.fspath(target)
+            if not path.startswith(self.folder):
+                return original(target, *args, **kwargs)
             self.dead = self.dead or self.count == self.at
             if self.dead:
                 raise Crash(f"before step {self.count}")
             self.count += 1
-            return original(*args, **kwargs)
+            return original(target, *args, **kwargs)
 
         return step
