@@ -1,0 +1,20 @@
+"""A whole fleet as real processes over a real broker; nothing of it outlives its test."""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+for _support in ("system/support", "broker/support", "coordinator", "coordinator/support"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / _support))
+
+from processes import System
+
+
+@pytest.fixture
+async def system(tmp_path: Path) -> AsyncIterator[System]:
+    """Processes to start; whatever is left of them at the end is killed."""
+    system = System(tmp_path)
+    yield system
+    await system.close()

@@ -1,0 +1,96 @@
+"""An agent is killed while it trains, and while it uploads; started again, it goes on where it was."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from processes import FLEET, PATIENCE_S, Agent, Coordinator, Sniffer, System
+from scripted_fleet import constant, device, running
+
+from shared.codec import decode_uplink
+from shared.config import TransferSettings
+from shared.messages import Chunk, Offer
+from shared.topics import Topics
+
+UP = Topics(FLEET).up("phone")
+WINDOW = 2
+"""Chunks under way at once: so few that most of an update is still to come when the first ones are seen."""
+EXPORTED = "state/models/current/model.onnx"
+
+
+async def test_killed_in_training_it_trains_again_after_its_restart(system: System) -> None:
+    system.start_broker()
+    coordinator = await system.coordinator(devices=2, epochs=60)
+    async with running(device(system, "other", constant(1, 1))):
+        phone = await system.agent("phone")
+        await _training(phone)
+        assert not coordinator.events("accepted", device="phone")
+        await phone.kill()
+        await coordinator.event("device", device="phone", online=False)  # the broker published its will
+        await system.gone("fork_server")  # neither the trainer nor what it was forked from outlives the agent
+        await phone.start()
+        await coordinator.event("accepted", device="phone")
+        finished = await coordinator.finished()
+    assert await phone.ended() == 0
+    assert finished["reported"] == ["other", "phone"]
+    _check_counted_once(coordinator)
+    assert (system.folder / "devices/phone" / EXPORTED).is_file()
+
+
+async def test_killed_in_its_upload_it_goes_on_with_the_missing_chunks(system: System) -> None:
+    system.start_broker("max_packet_size 4096")
+    sniffer = await system.sniffer()
+    coordinator = await system.coordinator(devices=2, transfer=TransferSettings(stall_s=2, window=WINDOW))
+    async with running(device(system, "other", constant(1, 1))):
+        phone = await system.agent("phone")
+        while len(_chunks(sniffer)) < 10:
+            await sniffer.messages(1, UP, since=len(sniffer.seen))
+        await phone.kill()
+        before = _chunks(sniffer)
+        (offer,) = set(_offers(sniffer))
+        assert len(before) < offer.blob.chunks / 2, "it was killed too late to tell anything"
+        await coordinator.event("device", device="phone", online=False)
+        seen, said = len(sniffer.seen), len(phone.lines)
+        await phone.start()
+        await coordinator.event("accepted", device="phone")
+        finished = await coordinator.finished()
+    assert await phone.ended() == 0
+    assert finished["reported"] == ["other", "phone"]
+    assert set(_offers(sniffer, since=seen)) == {offer}, "the same update is offered, not another one"
+    after = _chunks(sniffer, since=seen)
+    assert set(before) | set(after) == set(range(offer.blob.chunks))
+    assert len(before) + len(after) <= offer.blob.chunks + 2 * WINDOW, "what had arrived was sent again"
+    assert not any(re.search(r"round 1\b.*train", line) for line in phone.lines[said:]), "it trained again"
+    _check_counted_once(coordinator)
+
+
+def _chunks(sniffer: Sniffer, since: int = 0) -> list[int]:
+    """Indices of the update's chunks that the phone sent."""
+    heard = [decode_uplink(payload) for payload in sniffer.below(UP, since)]
+    return [message.index for message in heard if isinstance(message, Chunk)]
+
+
+def _offers(sniffer: Sniffer, since: int = 0) -> list[Offer]:
+    heard = [decode_uplink(payload) for payload in sniffer.below(UP, since)]
+    return [message for message in heard if isinstance(message, Offer)]
+
+
+def _check_counted_once(coordinator: Coordinator) -> None:
+    (line,) = (line for line in coordinator.journal() if line["event"] == "round")
+    assert sorted(entry["device"] for entry in line["accepted"]) == ["other", "phone"]
+    assert len(coordinator.events("accepted")) == 2
+
+
+async def _training(agent: Agent) -> None:
+    """Return when its trainer, a child of its fork server, is there."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not any(_children(server) for server in _children(agent.pid)):
+            await asyncio.sleep(0.01)
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
