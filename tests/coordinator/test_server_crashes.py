@@ -34,9 +34,7 @@ async def run_with_crashes(world: World, patch: pytest.MonkeyPatch, at: int) -> 
 
 
 @pytest.mark.parametrize("at", [6, 11, 17, 24, 33])
-async def test_every_update_counts_once(
-    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+async def test_every_update_counts_once(begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     world = World(begin(count=2, quorum=3, min_devices=3), tmp_path)
     deaths = await run_with_crashes(world, monkeypatch, at)
     assert deaths > 0
