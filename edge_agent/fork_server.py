@@ -25,14 +25,15 @@ NICENESS = 10
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
+def serve(entry: str) -> None:
+    """Load the function that `entry` names, and fork jobs that call it, until the end of stdin."""
     commands, replies = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what a job prints is no reply
     with open(os.devnull) as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)  # and a job reads no commands
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # these are for the agent; we end when it does
-    work = load_object(sys.argv[1])
+    work = load_object(entry)
     assert callable(work)
     _reply(replies, "ready")
     while line := _line(commands):
@@ -50,7 +51,7 @@ def _run(work: Callable[[Path], object], path: str, commands: int, replies: int)
         try:
             for descriptor in (alive, commands, replies):
                 os.close(descriptor)
-            _die_with(server)
+            die_with(server)
             os.nice(NICENESS)
             _limit_memory(Path(path))
             work(Path(path))
@@ -86,7 +87,7 @@ def _limit_memory(job: Path) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (used + budget, used + budget))
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Be killed when the fork server is, even by SIGKILL."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -110,4 +111,4 @@ def _reply(descriptor: int, text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[1])

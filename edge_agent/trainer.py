@@ -6,6 +6,7 @@ that was not built for this processor - is an Outcome with a code, and the agent
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from edge_agent.job import OUTCOME, Job, Outcome
+from edge_agent.shared_server import LENDER
 
 Work: TypeAlias = Callable[[Job], Awaitable[Outcome]]
 """Does a job: writes its files into job.out and tells how it ended. Cancelled, it leaves nothing running."""
@@ -26,7 +28,7 @@ STOP_S = 5.0
 
 
 class Trainer:
-    """A Work: each job in a fork of `edge_agent.fork_server`, one at a time.
+    """A Work: each job in a fork of `edge_agent.fork_server`, one at a time; or of the server that LENDER names.
 
     keep_warm  keep the training library loaded between jobs (about 220 MB), so that a job starts in milliseconds;
                otherwise the memory is given back after each
@@ -80,11 +82,12 @@ class Trainer:
     async def _start(self) -> None:
         if self._server is None or self._server.returncode is not None:
             self._ready = False
+            lender = os.environ.get(LENDER)
+            server = ("edge_agent.shared_server", lender) if lender else ("edge_agent.fork_server", self._entry)
             self._server = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "edge_agent.fork_server",
-                self._entry,
+                *server,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
             )

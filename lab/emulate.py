@@ -3,18 +3,25 @@
 import asyncio
 import contextlib
 import json
+import os
+import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from coordinator.broker import EmbeddedBroker
+from edge_agent.shared_server import LENDER
 from lab.fleet import emulated_devices
 from shared.config import AgentConfig, BrokerSettings, RunConfig
 from shared.settings import example_toml
 
 GOODBYE_S = 15.0
 """An agent exits by itself once its report has a receipt; one that does not is stopped this much later."""
+TRAINERS = (
+    "import socket; from edge_agent.shared_server import lend; lend('edge_agent.worker:main', socket.socket(fileno={}))"
+)
 COORDINATOR = "from coordinator.cli import main; main()"
 AGENT = "from edge_agent.cli import main; main()"
 
@@ -32,8 +39,9 @@ async def emulate(config: RunConfig, directory: Path, on_event: Callable[[Mappin
         run_file.write_text(example_toml(config.model_copy(update={"broker": broker})))
         async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
             coordinator = await stack.enter_async_context(_coordinator(run_file, directory))
+            lender = await stack.enter_async_context(_trainers(directory))
             agents = {
-                name: await stack.enter_async_context(_agent(agent, directory / "devices" / name))
+                name: await stack.enter_async_context(_agent(agent, directory / "devices" / name, lender))
                 for name, agent in devices.items()
             }
             watchers = [
@@ -60,8 +68,13 @@ async def _broker(settings: BrokerSettings, directory: Path) -> AsyncIterator[Br
 
 
 @contextlib.asynccontextmanager
-async def _process(*arguments: str, log: Path, pipe: bool = False) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child of ours, ended with us: asked first, killed if it does not answer. Its stderr goes into the log."""
+async def _process(
+    *arguments: str, log: Path, pipe: bool = False, inherit: tuple[int, ...] = (), environment: Mapping[str, str] = {}
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A child of ours, ended with us: asked first, killed if it does not answer. Its stderr goes into the log.
+
+    `inherit`: descriptors that stay open in it.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as sink:
         process = await asyncio.create_subprocess_exec(
@@ -72,6 +85,8 @@ async def _process(*arguments: str, log: Path, pipe: bool = False) -> AsyncItera
             stdout=asyncio.subprocess.PIPE if pipe else sink,
             stderr=sink,
             limit=2**24,
+            pass_fds=inherit,
+            env={**os.environ, **environment},
         )
     try:
         yield process
@@ -91,11 +106,28 @@ def _coordinator(run_file: Path, directory: Path) -> contextlib.AbstractAsyncCon
     return _process(COORDINATOR, *arguments, log=directory / "coordinator.log", pipe=True)
 
 
-def _agent(agent: AgentConfig, directory: Path) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+@contextlib.asynccontextmanager
+async def _trainers(directory: Path) -> AsyncIterator[Path]:
+    """The socket of one process that the trainers of all devices are forked from: a copy of the training library for
+    each of them takes seconds and 200 MB that a device would not share, and an emulation need not spend."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        path = Path(folder) / "trainers"  # short, as the name of a socket has to be
+        listener.bind(str(path))
+        listener.listen(1024)
+        descriptor = listener.fileno()
+        async with _process(TRAINERS.format(descriptor), log=directory / "trainers.log", inherit=(descriptor,)):
+            listener.close()  # or agents would wait for it when the lender is dead
+            yield path
+
+
+def _agent(
+    agent: AgentConfig, directory: Path, lender: Path
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
     directory.mkdir(parents=True, exist_ok=True)
     settings = directory / "agent.toml"
     settings.write_text(example_toml(agent))
-    return _process(AGENT, "run", "-c", str(settings), "--once", log=directory / "agent.log")
+    arguments = ("run", "-c", str(settings), "--once")
+    return _process(AGENT, *arguments, log=directory / "agent.log", environment={LENDER: str(lender)})
 
 
 async def _follow(coordinator: asyncio.subprocess.Process, on_event: Callable[[Mapping[str, Any]], None]) -> int:

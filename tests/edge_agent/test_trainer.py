@@ -4,17 +4,20 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from edge_agent.job import Job
+from edge_agent.shared_server import LENDER
 from edge_agent.trainer import Trainer
 
 ENTRIES = Path(__file__).parent / "support"
@@ -28,12 +31,35 @@ def _entries_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ENTRIES))
 
 
+LEND = "import socket; from edge_agent.shared_server import lend; lend({!r}, socket.socket(fileno={}))"
+
+
 @pytest.fixture
-async def trainer() -> AsyncIterator[Trainer]:
+def lender(_entries_on_path: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Trainers of this test are forks of a server that they share."""
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{folder}/lender")
+            listener.listen()
+            command = [sys.executable, "-c", LEND.format(UNRULY, listener.fileno())]
+            process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+        monkeypatch.setenv(LENDER, f"{folder}/lender")
+        yield
+        assert psutil.Process(process.pid).children(recursive=True) == []
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(params=["own", "shared"])
+async def trainer(request: pytest.FixtureRequest) -> AsyncIterator[Trainer]:
+    """With a fork server of its own, and with a shared one."""
+    if request.param == "shared":
+        request.getfixturevalue("lender")
     trainer = Trainer(entry=UNRULY, grace_s=0.5)
+    before = psutil.Process().children(recursive=True)
     yield trainer
     await trainer.close()
-    assert psutil.Process().children(recursive=True) == []
+    assert psutil.Process().children(recursive=True) == before
 
 
 async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -154,10 +180,9 @@ async def test_missing_library_names_the_remedy(make_job: MakeJob) -> None:
     assert "doctor" in outcome.reason
 
 
-@pytest.mark.parametrize("while_loading", [False, True])
-async def test_no_orphan_after_the_agent_is_killed(tmp_path: Path, make_job: MakeJob, while_loading: bool) -> None:
-    job = make_job("hang")
-    (tmp_path / "job.json").write_text(job.model_dump_json())
+async def start_agent(folder: Path, job: Job) -> asyncio.subprocess.Process:
+    """A process that has begun to load its trainer, and then gives it the job."""
+    (folder / "job.json").write_text(job.model_dump_json())
     script = f"""
         import asyncio, pathlib
         from edge_agent.job import Job
@@ -167,7 +192,7 @@ async def test_no_orphan_after_the_agent_is_killed(tmp_path: Path, make_job: Mak
             trainer = Trainer(entry={UNRULY!r})
             await trainer.warm()
             print("warm", flush=True)
-            await trainer(Job.model_validate_json(pathlib.Path({str(tmp_path / "job.json")!r}).read_text()))
+            await trainer(Job.model_validate_json(pathlib.Path({str(folder / "job.json")!r}).read_text()))
 
         asyncio.run(main())
     """
@@ -176,15 +201,45 @@ async def test_no_orphan_after_the_agent_is_killed(tmp_path: Path, make_job: Mak
     )
     assert agent.stdout is not None
     await agent.stdout.readline()
+    return agent
+
+
+async def all_end(processes: list[psutil.Process]) -> None:
+    gone, left = await asyncio.to_thread(psutil.wait_procs, processes, timeout=20)
+    assert not left
+    assert len(gone) == len(processes)
+
+
+@pytest.mark.parametrize("while_loading", [False, True])
+async def test_no_orphan_after_the_agent_is_killed(tmp_path: Path, make_job: MakeJob, while_loading: bool) -> None:
+    job = make_job("hang")
+    agent = await start_agent(tmp_path, job)
     if not while_loading:
         await eventually((job.out / "pid").exists)
     started = psutil.Process(agent.pid).children(recursive=True)
     assert len(started) == (1 if while_loading else 2)
     os.kill(agent.pid, signal.SIGKILL)
     await agent.wait()
-    gone, left = await asyncio.to_thread(psutil.wait_procs, started, timeout=20)
-    assert not left
-    assert len(gone) == len(started)
+    await all_end(started)
+
+
+@pytest.mark.usefixtures("lender")
+async def test_no_orphan_of_a_shared_server_after_the_agent_is_killed(tmp_path: Path, make_job: MakeJob) -> None:
+    job = make_job("hang")
+    agent = await start_agent(tmp_path, job)
+    await eventually((job.out / "pid").exists)
+    trainer = psutil.Process(int((job.out / "pid").read_text()))
+    started = [*psutil.Process(agent.pid).children(), trainer, trainer.parent()]
+    os.kill(agent.pid, signal.SIGKILL)
+    await agent.wait()
+    await all_end(started)
+
+
+async def test_a_dead_lender_is_an_outcome(monkeypatch: pytest.MonkeyPatch, make_job: MakeJob, tmp_path: Path) -> None:
+    monkeypatch.setenv(LENDER, str(tmp_path / "nobody"))
+    trainer = Trainer(entry=UNRULY)
+    assert (await trainer(make_job("succeed"))).code == "crashed"
+    await trainer.close()
 
 
 def test_the_agent_imports_no_torch() -> None:
