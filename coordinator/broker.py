@@ -35,7 +35,7 @@ autosave_interval 30
 max_queued_messages 20000
 max_queued_bytes 268435456
 max_inflight_messages 32
-max_packet_size 131072000
+max_packet_size 1310720
 persistent_client_expiration 14d
 set_tcp_nodelay true
 log_dest stdout

@@ -205,6 +205,7 @@ class Conductor:
                     "run": self._engine.run,
                     "reported": list(reported),
                     "failed": list(failed),
+                    "devices": self._fleet.summary(self._clock()),
                     "run_dir": str(self._directory.path),
                 }
 

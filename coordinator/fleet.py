@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from coordinator.events import DeviceOffline, DeviceOnline
 from shared.messages import Capabilities, Presence
@@ -41,6 +42,21 @@ class Fleet:
 
     def __iter__(self) -> Iterator[Twin]:
         return iter(list(self._twins.values()))
+
+    def summary(self, now: float) -> dict[str, dict[str, Any]]:
+        """Device -> what it did since the start of this coordinator, and the seconds since it was last heard."""
+        return {
+            twin.device: {
+                "online": twin.online,
+                "silent_s": round(now - twin.last_seen, 1),
+                "accepted": twin.accepted,
+                "rejected": dict(twin.rejected),
+                "failed": dict(twin.failed),
+                "bytes_up": twin.bytes_up,
+                "bytes_down": twin.bytes_down,
+            }
+            for twin in sorted(self, key=lambda twin: twin.device)
+        }
 
     def presence(self, device: str, presence: Presence, now: float) -> DeviceOnline | DeviceOffline | None:
         """Take note; what the engine should hear of it, None where that is nothing new.

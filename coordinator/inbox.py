@@ -86,6 +86,7 @@ class Inbox:
         device = "?"
         try:
             device = self._topics.sender(received.topic)
+            self._fleet[device].last_seen = self._clock()
             if received.topic == self._topics.presence(device):
                 self._presence(device, received.payload)
             else:

@@ -15,7 +15,7 @@ closed         the journal's line of the round (coordinator.journal): round, att
 personalizing  round, payload_bytes, deadline_s
 reported       device, examples, metrics
 warning        text
-finished       run, reported, failed, run_dir
+finished       run, reported, failed, run_dir, devices (coordinator.fleet.Fleet.summary)
 """
 
 import asyncio

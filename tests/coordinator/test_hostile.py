@@ -66,6 +66,11 @@ async def test_a_lying_device_is_refused_and_the_others_go_on(begin: Begin, tmp_
         await liar.settled(2)
     assert [(r.accepted, r.code) for r in liar.receipts][:2] == [(False, code)] * 2
     assert all(receipt.reason for receipt in liar.receipts[:2])
+    assert {name: twin["rejected"] for name, twin in world.told("finished")[0]["devices"].items()} == {
+        "a": {},
+        "b": {},
+        "liar": {code: 2},
+    }
     lines = list(read_journal(world.directory.journal_path))
     for line in lines[:2]:
         assert sorted(entry["device"] for entry in line["accepted"]) == ["a", "b"]

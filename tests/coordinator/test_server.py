@@ -65,6 +65,11 @@ async def test_a_whole_run(begin: Begin, tmp_path: Path) -> None:
     assert rounds[2]["devices"] == [
         {"device": name, "examples": EXAMPLES, "metrics": {"accuracy": 1.0}} for name in ("heavy", "light")
     ]
+    twin = world.told("finished")[0]["devices"]["light"]
+    assert (twin["accepted"], twin["rejected"], twin["failed"], twin["online"]) == (2, {}, {}, True)
+    assert twin["bytes_up"] == sum(
+        e["bytes"] for line in rounds[:2] for e in line["accepted"] if e["device"] == "light"
+    )
     told = [event["event"] for event in world.events if event["event"] not in ("device", "connected")]
     assert told == [
         *["started", "opened", "accepted", "accepted", "closed"],
