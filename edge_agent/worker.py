@@ -38,6 +38,8 @@ from shared.training import Split, evaluate
 
 REFERENCE_EXAMPLES = 64
 LATENCY_RUNS = 50
+NO_MEMORY = ("can't allocate memory", "could not create a primitive")
+"""How torch's allocator says that an allocation failed, and how oneDNN does."""
 
 
 def main(path: Path) -> int:
@@ -196,7 +198,7 @@ def _memory_budget(job: Job) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
             raise
         raise OutOfMemory(
             f"training does not fit into the {job.profile.training.memory_mib} MiB of profile {job.profile.id}: "
