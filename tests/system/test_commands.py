@@ -17,19 +17,17 @@ SMALL = (
 )
 
 
-def call(program: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [command(program), *arguments], capture_output=True, text=True, check=False, env=environment or None
-    )
+def call(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=150, cwd=cwd)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_is_quick_and_says_how_it_ends(program: str) -> None:
-    call(program, "--help")  # the first one compiles
+    call(command(program), "--help")  # the first one compiles
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        shown = call(program, "--help")
+        shown = call(command(program), "--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3, "CPU seconds, for the wall clock also measures whatever else runs here"
@@ -43,35 +41,36 @@ def test_help_needs_neither_torch_nor_numpy(module: str) -> None:
         f"import sys; from {module} import cli\n"
         "cli(['--help'], standalone_mode=False); print(sorted({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    shown = call(sys.executable, "-c", script)
     assert shown.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
     ("program", "arguments", "status", "named"),
     [
-        ("talaria-coordinator", ("run", "--set", "rounds.cuont=5"), 2, "rounds.count"),
-        ("talaria-coordinator", ("run", "--set", "algorithm.name=fedavgg"), 2, "fedavg"),
+        ("talaria-coordinator", ("run", "--set", "rounds.cuont=5"), 2, "did you mean 'count'"),
         ("talaria-coordinator", ("run", "--set", "rounds.quorum=3"), 2, "min_devices"),
         ("talaria-coordinator", ("run", "-c", "absent.toml"), 2, "absent.toml"),
         ("talaria-coordinator", ("status", "absent"), 1, "absent"),
         ("talaria-agent", ("run", "--set", "devise=kitchen"), 2, "device"),
         ("talaria-lab", ("simulate", "--set", "fleet.profiles=['rpi-6']"), 2, "rpi-5"),
-        ("talaria-lab", ("demo", "--set", "fleet.device=3"), 2, "fleet.devices"),
+        ("talaria-lab", ("demo", "--set", "fleet.device=3"), 2, "did you mean 'devices'"),
     ],
 )
 def test_a_wrong_setting_is_named_without_a_traceback(
     tmp_path: Path, program: str, arguments: tuple[str, ...], status: int, named: str
 ) -> None:
-    done = subprocess.run(
-        [command(program), *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
+    done = call(command(program), *arguments, cwd=tmp_path)
     assert (done.returncode, named in done.stderr, "Traceback" in done.stderr) == (status, True, False), done.stderr
     assert not list(tmp_path.iterdir()), "and nothing was begun"
 
 
-def test_without_any_broker_program_the_embedded_one_is_refused(tmp_path: Path) -> None:
-    done = call("talaria-coordinator", "run", "--run-dir", str(tmp_path / "run"), TALARIA_MOSQUITTO="/absent", PATH="")
+def test_without_any_broker_program_the_embedded_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALARIA_MOSQUITTO", str(tmp_path / "absent"))
+    script = "import sys; sys.modules['amqtt'] = None; from coordinator.cli import main; main()"
+    done = call(sys.executable, "-c", script, "run", "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 3, done.stderr
     assert "apt-get install mosquitto" in done.stderr
 
@@ -81,7 +80,7 @@ def test_a_broker_that_refuses_our_credentials_ends_the_command_with_3(system: S
     broker = system.start_broker("allow_anonymous false", f"password_file {tmp_path / 'passwords'}")
     for program, device in (("talaria-coordinator", ()), ("talaria-agent", ("--set", "device=phone"))):
         where = ("--run-dir", str(tmp_path / "run")) if not device else ("--set", f"state_dir={tmp_path / 'state'}")
-        done = call(program, "run", "--set", f"broker.url={broker.url}", *device, *where)
+        done = call(command(program), "run", "--set", f"broker.url={broker.url}", *device, *where)
         assert done.returncode == 3, done.stderr
         assert "broker.username" in done.stderr
         assert "Traceback" not in done.stderr
@@ -90,7 +89,7 @@ def test_a_broker_that_refuses_our_credentials_ends_the_command_with_3(system: S
 @pytest.mark.parametrize("how", ["simulate", "demo"])
 async def test_a_small_fleet_on_this_machine_ends_with_a_report(system: System, how: str) -> None:
     folder = system.folder / "run"
-    done = call("talaria-lab", how, *SMALL, "--run-dir", str(folder), "--json")
+    done = call(command("talaria-lab"), how, *SMALL, "--run-dir", str(folder), "--json")
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     names = [event["event"] for event in events]

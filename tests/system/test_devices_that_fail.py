@@ -40,13 +40,11 @@ async def test_the_round_closes_without_a_device_that_vanished(system: System, h
 
 async def test_a_trainer_without_memory_is_a_failure_that_its_agent_reports_and_survives(system: System) -> None:
     system.start_broker()
-    coordinator = await system.coordinator(
-        devices=3, exports=False, limits={"quorum": 2}
-    )
+    coordinator = await system.coordinator(devices=3, exports=False, limits={"quorum": 2})
     async with running(*(device(system, name, constant(*answer)) for name, answer in OTHERS.items())):
         phone = await system.agent("phone", profile=str(_tiny(system.folder)))
         failed = await coordinator.event("failed", device="phone", round=1)
-        assert failed["code"] == "out_of_memory"
+        assert failed["code"] == "out_of_memory", failed["reason"]
         assert "training.memory_mib" in failed["reason"]
         closed = await coordinator.event("closed")
         finished = await coordinator.finished()
