@@ -1,4 +1,4 @@
-"""One connection to a broker, from CONNECT to its end. The only module that knows paho.
+"""One connection to a broker, from CONNECT to its end. Only it and shared.mqtt_client know paho.
 
 A new paho client per connection, so that paho never carries state over: what is not acknowledged is the link's to
 remember. Everything but the blocking connect runs on the event loop's thread, and paho's callbacks only hand over:
@@ -24,6 +24,7 @@ from shared.credentials import password, tls_context
 from shared.errors import LinkError
 from shared.link import DEFAULT_MAX_PACKET, Will
 from shared.mqtt_answers import NO_ANSWER, PACKET_TOO_LARGE, Ended, Greeting, Owner, Refused
+from shared.mqtt_client import LeanClient
 
 Version = Literal[4, 5]
 """Protocol level: 4 is MQTT 3.1.1."""
@@ -35,6 +36,8 @@ LARGEST_PACKET = 8 * DEFAULT_MAX_PACKET
 SESSION_EXPIRY_S = 7 * 24 * 3600
 CONNECT_S = 10.0
 GOODBYE_S = 2.0
+REFUSAL = 0x80
+"""The first of MQTT 5's reason codes that is one."""
 PACKETS_PER_TURN = 16
 """Packets read before other tasks of the loop get their turn."""
 
@@ -54,7 +57,7 @@ class Connection:
         self._greeted: asyncio.Future[None] = self._loop.create_future()
         self._said = ""
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
-        self._client = client = paho.Client(
+        self._client = client = LeanClient(
             CallbackAPIVersion.VERSION2,
             client_id,
             clean_session=None if version == 5 else False,
@@ -64,7 +67,6 @@ class Connection:
         )
         client.suppress_exceptions = True
         client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(0)  # the outbox bounds it
         if settings.username is not None:
             client.username_pw_set(settings.username, password(settings))
         if (context := tls_context(settings)) is not None:
@@ -73,8 +75,8 @@ class Connection:
             client.will_set(will.topic, will.payload, qos=1, retain=True)
         client.on_log = self._on_log
         client.on_connect = self._on_connect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
+        client.deliver = self._deliver
+        client.acknowledge = self._acknowledge
         client.on_subscribe = self._on_answer
         client.on_unsubscribe = self._on_answer
 
@@ -130,7 +132,7 @@ class Connection:
     # --- what the link asks for: each returns the packet's number ----------------------------------------------------
 
     def publish(self, topic: str, payload: bytes, retain: bool) -> int:
-        return self._client.publish(topic, payload, qos=1, retain=retain).mid
+        return self._client.send(topic, payload, retain)
 
     def subscribe(self, filters: list[str]) -> int:
         if self._version == 5:
@@ -142,7 +144,7 @@ class Connection:
         return self._client.unsubscribe(filters)[1] or 0
 
     def ack(self, number: int) -> None:
-        if not self.ended.done():
+        if number and not self.ended.done():
             self._client.ack(number, 1)
 
     def tick(self) -> None:
@@ -269,20 +271,22 @@ class Connection:
         reason = f"the broker hung up: {code}" if told else f"the connection was lost ({code})"
         self._end(Ended(reason, too_big=told and code.value == PACKET_TOO_LARGE))
 
-    def _on_message(self, client: paho.Client, data: object, message: paho.MQTTMessage) -> None:
+    def _deliver(self, topic: bytes, payload: bytes, retained: bool, number: int) -> None:
         self._handled += 1
         try:
-            topic = message.topic
+            text = topic.decode()
         except UnicodeDecodeError:
-            client.ack(message.mid, message.qos)
-            return
-        self._owner.on_message(self, topic, bytes(message.payload), message.retain, message.mid if message.qos else 0)
+            self.ack(number)
+        else:
+            self._owner.on_message(self, text, payload, retained, number)
 
-    def _on_publish(
-        self, client: paho.Client, data: object, number: int, code: ReasonCode, properties: Properties | None
-    ) -> None:
+    def _acknowledge(self, number: int, code: int) -> None:
         self._handled += 1
-        error = LinkError(f"the broker refuses a publish: {code} (0x{code.value:02x})") if code.is_failure else None
+        error = None
+        if code >= REFUSAL:
+            error = LinkError(
+                f"the broker refuses a publish: {ReasonCode(PacketTypes.PUBACK, identifier=code)} (0x{code:02x})"
+            )
         self._owner.on_acknowledged(number, error)
 
     def _on_answer(
