@@ -10,6 +10,7 @@ The bars: the first round below 10 s, `--help` of each command below 0.3 s, a ba
 """
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,15 @@ def marked(mark: str) -> Iterator[psutil.Process]:
             continue
 
 
+def cpu_s(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds of these processes so far, and of their children that have ended."""
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
 def emulate(devices: int, *, interrupt: bool = False) -> dict[str, float]:
     """Seconds from the start of the command to each milestone of a run of one round, and the processes left."""
     mark = secrets.token_hex(8)
@@ -65,6 +75,8 @@ def emulate(devices: int, *, interrupt: bool = False) -> dict[str, float]:
                     times["devices online"] = now  # the last one stays
                 elif event != "device":
                     times.setdefault(event, now)
+                if event == "closed":
+                    times["CPU s"] = cpu_s(marked(mark))
                 if event == "opened" and interrupt:
                     lab.send_signal(signal.SIGINT)
         if not interrupt and lab.returncode != 0:
@@ -93,6 +105,7 @@ def first_rounds(fleets: Sequence[int], repetitions: int) -> list[dict[str, obje
                 "round opened": middle["opened"],
                 "first update": middle["accepted"],
                 "round closed": middle["closed"],
+                "CPU s until then": middle["CPU s"],
                 "all personalized": middle["finished"],
                 "command ended": middle["ended"],
                 "left": max(run["left"] for run in runs),
@@ -124,7 +137,7 @@ def install_mb() -> dict[str, float]:
         sizes = {
             entry.name: sum(path.stat().st_size for path in [entry, *entry.rglob("*")] if path.is_file()) / 1e6
             for entry in packages.iterdir()
-            if entry.name.partition("-")[0] not in ("pip", "setuptools", "_distutils_hack")
+            if entry.name.partition("-")[0] not in ("pip", "setuptools", "pkg_resources", "_distutils_hack")
         }
     return {"total": sum(sizes.values()), **{name: size for name, size in sorted(sizes.items()) if size >= 1}}
 
