@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from coordinator.preparation import InProcess
 from coordinator.server import Coordinator
 from edge_agent.agent import Agent
 from edge_agent.job import Job, Outcome
@@ -49,7 +50,7 @@ async def simulate(config: RunConfig, directory: Path, on_event: Callable[[Mappi
         async with asyncio.TaskGroup() as tasks:
             for agent in emulated_devices(config, directory).values():
                 tasks.create_task(Agent(agent, broker.link, pool, once=True).run())
-            await Coordinator(config, broker.link, run_dir=directory, on_event=on_event).run()
+            await Coordinator(config, broker.link, run_dir=directory, on_event=on_event, prepare=InProcess).run()
     finally:
         await pool.close()
     return 0
