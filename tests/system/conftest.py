@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-for _support in ("system/support", "broker/support", "coordinator", "coordinator/support"):
+for _support in ("system/support", "broker/support", "coordinator"):
     sys.path.insert(0, str(Path(__file__).parents[1] / _support))
 
-from processes import System
+from processes import System  # noqa: E402
 
 
 @pytest.fixture

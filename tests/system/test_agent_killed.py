@@ -84,8 +84,8 @@ def _check_counted_once(coordinator: Coordinator) -> None:
 async def _training(agent: Agent) -> None:
     """Return when its trainer, a child of its fork server, is there."""
     async with asyncio.timeout(PATIENCE_S):
-        while not any(_children(server) for server in _children(agent.pid)):
-            await asyncio.sleep(0.01)
+        while not any(_children(server) for server in _children(agent.pid)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # nobody tells of a fork
 
 
 def _children(pid: int) -> list[int]:

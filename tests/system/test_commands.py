@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from processes import System, command
 
-
 PROGRAMS = {"talaria-coordinator": "coordinator.cli", "talaria-agent": "edge_agent.cli", "talaria-lab": "lab.cli"}
 SMALL = (
     *("--set", "rounds.count=1", "--set", "fleet.devices=2", "--set", "rounds.min_devices=2"),

@@ -9,7 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from brokers import Mosquitto
 
@@ -27,6 +27,8 @@ from shared.config import (
 from shared.link import Received
 from shared.mqtt import MqttLink
 from shared.settings import example_toml
+
+P = TypeVar("P", bound="Process")
 
 PATIENCE_S = 90.0
 """No wait takes this long on any machine, unless what is waited for never comes."""
@@ -66,9 +68,12 @@ class Process:
     async def start(self) -> None:
         assert not self.running
         with self._log.open("ab") as log:
-            streams = {"stdout": log, "stderr": log, self._listen: asyncio.subprocess.PIPE}
             self._process = await asyncio.create_subprocess_exec(
-                *self._arguments, stdin=asyncio.subprocess.DEVNULL, limit=2**24, **streams
+                *self._arguments,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if self._listen == "stdout" else log,
+                stderr=asyncio.subprocess.PIPE if self._listen == "stderr" else log,
+                limit=2**24,
             )
         self._reader = asyncio.create_task(self._read(self._process))
 
@@ -273,7 +278,7 @@ class System:
         await sniffer.open()
         return sniffer
 
-    async def _started(self, process: Any) -> Any:
+    async def _started(self, process: P) -> P:
         self._processes.append(process)
         await process.start()
         return process
