@@ -28,6 +28,8 @@ UNKNOWN_VERSION_S = 3.0
 """How long MQTT 5 is tried on a broker that may not know it."""
 FILTERS_PER_PACKET = 8
 """Of one SUBSCRIBE: AWS IoT Core takes no more."""
+EVENTS_PER_TURN = 4
+"""Events received in a row before the rest of the loop gets its turn."""
 UNREAD = 1024
 """Events that may wait before QoS 0 messages are dropped: nothing else bounds those."""
 
@@ -72,6 +74,7 @@ class MqttLink:
         self._asked: dict[int, _Request] = {}
         self._events: deque[tuple[LinkEvent, Connection | None, int]] = deque()
         self._arrived = asyncio.Event()
+        self._turn = 0
         self._in_hand: tuple[Connection, int] | None = None
         self._online: tuple[Connection, Greeting] | None = None
         self._over: LinkError | None = None
@@ -109,6 +112,9 @@ class MqttLink:
             connection, number = self._in_hand
             self._in_hand = None
             connection.ack(number)
+        self._turn = (self._turn + 1) % EVENTS_PER_TURN
+        if self._turn == 0:
+            await asyncio.sleep(0)  # acknowledgements and publications must get out between full queues
         while not self._events:
             self._check_open()
             self._arrived.clear()
