@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shared.config import RunConfig
 
 STOPPED = 130
+KEPT_BYTES = 256 << 20
+"""Of the memory that transfers free: the chunks of many devices, and blocks as large as a tensor."""
 PATH = click.Path(path_type=Path)
 CONFIG = click.option("-c", "--config", type=PATH, help="TOML file of the run; without it, the defaults.")
 SET = click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set rounds.count=5")
@@ -52,6 +54,7 @@ def run(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, resume
     round, with every update that was accepted. With --resume, --set may still change the broker and the transfer.
     """
     from coordinator.checkpoints import RunDirectory
+    from shared.memory import keep_freed_memory
     from shared.settings import load_run_config
 
     if resume is not None:
@@ -61,6 +64,7 @@ def run(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, resume
     else:
         settings = load_run_config(config, sets).config
         directory = run_dir or settings.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{settings.algorithm.name}")
+    keep_freed_memory(KEPT_BYTES)
     try:
         if as_json:
             asyncio.run(_serve(settings, directory, _print_json))

@@ -10,8 +10,13 @@ import click
 from edge_agent.agent import Agent
 from shared.config import AgentConfig
 from shared.link import Link, Will
+from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.settings import load_agent_config
+
+
+KEPT_BYTES = 16 << 20
+"""Of the memory that transfers free: enough for the chunks that are under way."""
 
 
 @click.command()
@@ -29,6 +34,7 @@ def run(config_path: Path | None, sets: tuple[str, ...], once: bool, quiet: bool
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
+    keep_freed_memory(KEPT_BYTES)
     asyncio.run(_serve(config, once))
 
 

@@ -1,7 +1,7 @@
 """One client's connection to a broker, whatever carries it: MQTT (shared.mqtt) or memory (shared.memory_link)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 DEFAULT_MAX_PACKET = 122_880
@@ -27,7 +27,7 @@ class Disconnected:
 @dataclass(frozen=True)
 class Received:
     topic: str
-    payload: bytes
+    payload: bytes = field(repr=False)
     retained: bool = False
 
 
