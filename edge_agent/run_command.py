@@ -14,7 +14,6 @@ from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.settings import load_agent_config
 
-
 KEPT_BYTES = 16 << 20
 """Of the memory that transfers free: enough for the chunks that are under way."""
 
