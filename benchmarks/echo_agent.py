@@ -11,9 +11,11 @@ from pathlib import Path
 from edge_agent.agent import Agent
 from edge_agent.health import Reading
 from edge_agent.job import UPDATE, Job, Outcome
+from edge_agent.run_command import KEPT_BYTES
 from shared.codec import open_payload, write_payload
 from shared.config import AgentConfig, BrokerSettings
 from shared.link import Link, Will
+from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.tensors import Subnet
 
@@ -53,4 +55,5 @@ async def serve(url: str, device: str, state_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory(KEPT_BYTES)
     asyncio.run(serve(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
