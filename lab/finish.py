@@ -67,7 +67,7 @@ def _class_counts(devices: Mapping[str, AgentConfig]) -> tuple[dict[str, list[in
     """Training examples of each class per device, and the names of the classes."""
     counts: dict[str, list[int]] = {}
     classes: tuple[str, ...] = ()
-    for name, agent in devices.items():
+    for name, agent in sorted(devices.items()):
         data = load(agent.data)
         classes = data.classes
         found = Counter(data.train.labels.tolist())

@@ -85,6 +85,21 @@ def accuracy_by_device(summary: RunSummary) -> str:
     return _draw(paint, height=max(2.4, 0.34 * len(rows) + 1.1))
 
 
+def kept_by_round(summary: RunSummary) -> str:
+    """Share of the channels in each device's updates: masks only shrink."""
+
+    def paint(axes: Axes) -> None:
+        for device in sorted({device for point in summary.rounds for device in point.kept}):
+            points = [(p.number, p.kept[device]) for p in summary.rounds if device in p.kept]
+            axes.step(*zip(*points, strict=True), where="post", alpha=0.8, linewidth=1.6, label=device)
+        axes.set(xlabel="round", ylabel="channels kept", ylim=(0, 1.05))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if summary.rounds and len(summary.devices) <= 10:
+            axes.legend(loc="lower left", ncols=2, fontsize=8)
+
+    return _draw(paint)
+
+
 def bytes_by_round(summary: RunSummary, model_bytes: int) -> str:
     """Bytes of the whole fleet, added up, beside what dense float32 FedAvg moves for the same updates."""
 

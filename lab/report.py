@@ -127,6 +127,11 @@ def write_report(
             plots.shares_by_device(summary),
         ),
         (
+            "Pruning over the rounds",
+            "Channels in each device's updates. A device prunes when what it received is good enough for it.",
+            plots.kept_by_round(summary),
+        ),
+        (
             "Bytes on the way",
             "Payloads of the whole fleet, both directions.",
             plots.bytes_by_round(summary, model_bytes),

@@ -46,11 +46,13 @@ class DeviceSummary:
 
 @dataclass(frozen=True)
 class RoundPoint:
-    """One closed round: accuracies of the devices' own models before training, and what it moved, in bytes."""
+    """One closed round: accuracies of the devices' own models before training, the share of the channels that their
+    updates held, and what it moved, in bytes."""
 
     number: int
     accuracy: Mapping[str, float]
     accuracy_global: Mapping[str, float]
+    kept: Mapping[str, float]
     bytes_up: int
     bytes_down: int
     wall_s: float
@@ -116,6 +118,7 @@ def _point(entry: Mapping[str, Any]) -> RoundPoint:
         number=entry["round"],
         accuracy=metric("accuracy"),
         accuracy_global=metric("accuracy_global"),
+        kept={update["device"]: update["kept"] for update in entry["accepted"]},
         bytes_up=entry["bytes_up"],
         bytes_down=entry["bytes_down"],
         wall_s=entry["wall_s"],

@@ -24,6 +24,7 @@ def summary() -> RunSummary:
                 {
                     "device": device,
                     "examples": 5,
+                    "kept": 1.0 / number,
                     "metrics": {"accuracy": 0.1 * number, "accuracy_global": 0.05 * number},
                 }
                 for device in DEVICES
@@ -63,7 +64,7 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path, summary: RunSummary) -
     page = write(tmp_path / "report.html", summary, "seed = 0")
     assert "<script" not in page
     assert not re.findall(r"(?:src|href)=\"(?!#)", re.sub(r"xlink:href=\"#[^\"]*\"", "", page))
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
 
 
 def test_what_devices_and_settings_say_is_text_not_markup(tmp_path: Path, summary: RunSummary) -> None:
@@ -79,7 +80,7 @@ def test_the_table_holds_the_numbers(tmp_path: Path, summary: RunSummary) -> Non
 
 
 def test_each_plot_is_well_formed_and_the_same_every_time(summary: RunSummary) -> None:
-    for draw in (plots.accuracy_by_round, plots.accuracy_by_device, plots.shares_by_device):
+    for draw in (plots.accuracy_by_round, plots.accuracy_by_device, plots.shares_by_device, plots.kept_by_round):
         assert ElementTree.fromstring(draw(summary)).tag.endswith("svg")
         assert draw(summary) == draw(summary)
 

@@ -14,7 +14,7 @@ from shared.errors import StateError
 
 def round_entry(number: int, accuracies: dict[str, float], cohort: list[str]) -> dict[str, Any]:
     accepted = [
-        {"device": device, "examples": 10, "weight": 10.0, "bytes": 500, "metrics": {"accuracy": value}}
+        {"device": device, "examples": 10, "weight": 10.0, "bytes": 500, "kept": 0.5, "metrics": {"accuracy": value}}
         for device, value in accuracies.items()
     ]
     return {
