@@ -18,3 +18,10 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     system = System(tmp_path)
     yield system
     await system.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Many processes of seconds each: where the machine is busy, they take minutes."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(500))

@@ -20,7 +20,7 @@ EXPORTED = "state/models/current/model.onnx"
 
 async def test_killed_in_training_it_trains_again_after_its_restart(system: System) -> None:
     system.start_broker()
-    coordinator = await system.coordinator(devices=2, epochs=60)
+    coordinator = await system.coordinator(devices=2, epochs=25)
     async with running(device(system, "other", constant(1, 1))):
         phone = await system.agent("phone")
         await _training(phone)

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from processes import System
+from scripted_fleet import constant, device, running
 
 from shared.config import BrokerSettings
 
@@ -67,9 +68,9 @@ def _check_model(path: Path, metrics: dict[str, float]) -> None:
 async def test_a_finished_run_finishes_again_at_once(system: System) -> None:
     """And does not disturb its journal."""
     system.start_broker()
-    coordinator = await system.coordinator(devices=1)
-    await system.agent("phone")
-    await coordinator.finished()
+    coordinator = await system.coordinator(devices=1, exports=False)
+    async with running(device(system, "phone", constant(1, 1))):
+        await coordinator.finished()
     journal = coordinator.journal()
     assert system.broker is not None
     system.broker.kill()
