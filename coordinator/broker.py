@@ -6,8 +6,6 @@ a broker of its own (broker.url).
 
 import asyncio
 import contextlib
-import ctypes
-import functools
 import importlib.util
 import logging
 import os
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.children import dying_with_us
 from shared.errors import BrokerError
 
 HOST = "127.0.0.1"
@@ -59,7 +58,6 @@ AMQTT_LACKS = (
 )
 
 log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def find_mosquitto() -> str | None:
@@ -74,14 +72,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
-
-
-def _die_with(parent: int) -> None:
-    """Runs in the child before its program: nothing of ours is left running when the parent is killed."""
-    if _libc is not None:
-        _libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 class EmbeddedBroker:
@@ -168,7 +158,7 @@ class EmbeddedBroker:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=functools.partial(_die_with, os.getpid()),
+                preexec_fn=dying_with_us(signal.SIGTERM),  # it then saves what it persists
             )
 
     async def _accepts(self, process: asyncio.subprocess.Process) -> bool:

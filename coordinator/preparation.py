@@ -15,6 +15,7 @@ from typing import Protocol
 
 from coordinator.checkpoints import RunDirectory
 from shared import errors
+from shared.children import dying_with_us
 from shared.errors import TalariaError
 from shared.files import atomic_write
 
@@ -52,6 +53,7 @@ class InChild:
             "coordinator.preparation",
             str(directory.path),
             stdout=asyncio.subprocess.PIPE,
+            preexec_fn=dying_with_us(),  # a second coordinator starts its own, in the same folder
         )
         assert self._process.stdout is not None
         answer = await self._process.stdout.readline()

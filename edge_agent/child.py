@@ -7,13 +7,22 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from shared.children import dying_with_us
 from shared.errors import ExportError, TalariaError
 
 
 def ask(module: str, *arguments: str) -> Any:
     """What `python -m module arguments` answers; ExportError with the reason if it refuses, or how it died."""
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    # An agent that is killed and started again must not find an earlier child of its own at work on the same files.
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        preexec_fn=dying_with_us(),
+    )
     if done.returncode < 0:
         raise ExportError(f"{module} was ended by {signal.Signals(-done.returncode).name}")
     if done.returncode:

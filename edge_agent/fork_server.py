@@ -8,7 +8,6 @@ stdin   one line per job: a path, which the function is called with. Any line wh
 stdout  `ready`, then one line per job: its exit status, negative for the signal that ended it.
 """
 
-import ctypes
 import json
 import os
 import select
@@ -18,11 +17,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.children import die_with
 from shared.plugins import load_object
 
 NICENESS = 10
 """Training gives way to everything else on the device."""
-PR_SET_PDEATHSIG = 1
 
 
 def serve(entry: str) -> None:
@@ -85,14 +84,6 @@ def _limit_memory(job: Path) -> None:
     status = Path("/proc/self/status").read_text()
     used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (used + budget, used + budget))
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the fork server is, even by SIGKILL."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def _line(descriptor: int) -> str:

@@ -13,7 +13,8 @@ import socket
 import sys
 from pathlib import Path
 
-from edge_agent.fork_server import die_with, serve
+from edge_agent.fork_server import serve
+from shared.children import die_with
 from shared.plugins import load_object
 
 LENDER = "TALARIA_TRAINERS"
