@@ -27,10 +27,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import paho.mqtt.client as paho
-import raw_mqtt
-from common import peak_rss_mib, report
 
 import coordinator.broker
+from benchmarks import raw_mqtt
+from benchmarks.common import peak_rss_mib, report
 from coordinator.broker import EmbeddedBroker
 from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import describe
