@@ -30,7 +30,6 @@ class Training(Section):
 class Link(Section):
     kind: Literal["loopback", "ethernet", "wifi", "lte", "lte-m", "nb-iot"] = "ethernet"
     max_packet: int = Field(122_880, ge=1024, description="bytes of the largest MQTT packet that the device handles")
-    keepalive_s: int = Field(60, ge=5, le=3600, description="MQTT keepalive")
 
 
 class Inference(Section):
