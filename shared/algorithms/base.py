@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,20 @@ from shared.tensors import Masks, Subnet, Tensors
 from shared.training import Split, sgd
 
 
+# Settings for which algorithms have defaults of their own: `weighting: Weighting = "uniform"`.
+Momentum: TypeAlias = Annotated[
+    float, Field(ge=0, lt=1, description="momentum inside one round; never carried across rounds")
+]
+FinetuneEpochs: TypeAlias = Annotated[
+    int,
+    Field(ge=0, description="epochs on the device's own data after the last round, for its own model; never uploaded"),
+]
+Weighting: TypeAlias = Annotated[
+    Literal["samples", "uniform"],
+    Field(description="what an update weighs in the mean: its training examples, or 1"),
+]
+
+
 class Hyperparameters(BaseModel):
     """Settings that every algorithm has; an algorithm's own class adds to them, or gives them other defaults."""
 
@@ -25,14 +39,10 @@ class Hyperparameters(BaseModel):
     epochs: int = Field(2, ge=0, description="local epochs per round")
     lr: float = Field(0.05, gt=0, description="learning rate of the local SGD")
     batch_size: int = Field(16, ge=1, description="examples per local step; a device's profile may lower it")
-    momentum: float = Field(0.0, ge=0, lt=1, description="momentum inside one round; never carried across rounds")
+    momentum: Momentum = 0.0
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty of the local SGD")
-    finetune_epochs: int = Field(
-        0, ge=0, description="epochs on the device's own data after the last round, for its own model; never uploaded"
-    )
-    weighting: Literal["samples", "uniform"] = Field(
-        "samples", description="what an update weighs in the mean: its training examples, or 1"
-    )
+    finetune_epochs: FinetuneEpochs = 0
+    weighting: Weighting = "samples"
     batch_norm: Literal["shared", "local"] = Field(
         "shared", description="whether BatchNorm parameters and statistics travel or stay on the device"
     )
