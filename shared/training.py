@@ -6,7 +6,7 @@ same numbers bit for bit.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -64,26 +64,68 @@ def sgd(
     before_step  called between backward and step: may change the gradients, for example to add a proximal term
     A batch of one is skipped where BatchNorm trains: it has no variance. TrainingError when the loss is not finite.
     """
+    with moving(model, only) as parameters:
+        velocity: dict[nn.Parameter, Tensor] = {}
+        for inputs, labels in batches(
+            model, split, epochs=epochs, batch_size=batch_size, generator=generator, check_time=check_time
+        ):
+            _loss(model, inputs, labels).backward()  # type: ignore[no-untyped-call]
+            if before_step is not None:
+                before_step()
+            _step(parameters, velocity, lr, momentum, weight_decay)
+
+
+def batches(
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    check_time: Callable[[], None],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of `epochs` epochs for a model in train mode, each in an order drawn from the generator.
+
+    check_time   called before each batch; what it raises ends the iteration
+    A batch of one is skipped where BatchNorm trains. TrainingError where there are no examples.
+    """
     if epochs and not len(split):
         raise TrainingError("no training examples: give this device's [data] at least one")
-    with _moving(model, only) as parameters:
-        normalizes = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
-        velocity: dict[nn.Parameter, Tensor] = {}
-        for epoch in range(1, epochs + 1):
-            for step, (inputs, labels) in enumerate(split.batches(batch_size, generator), start=1):
-                check_time()
-                if normalizes and len(labels) == 1:
-                    continue
-                loss = cross_entropy(model(inputs), labels)
-                if not math.isfinite(loss.item()):
-                    raise TrainingError(
-                        f"loss is {loss.item()} in epoch {epoch}, step {step} at learning rate {lr}: "
-                        "lower lr, or look for extreme values in this device's data"
-                    )
-                loss.backward()  # type: ignore[no-untyped-call]
-                if before_step is not None:
-                    before_step()
-                _step(parameters, velocity, lr, momentum, weight_decay)
+    normalizes = any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+    for _ in range(epochs):
+        for inputs, labels in split.batches(batch_size, generator):
+            check_time()
+            if len(labels) > 1 or not normalizes:
+                yield inputs, labels
+
+
+def gradients(
+    model: nn.Module, parameters: Sequence[nn.Parameter], inputs: Tensor, labels: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradient of the mean cross entropy of a batch with respect to each of the parameters, at the values they have
+    now; zero for a parameter that the loss does not depend on. Leaves nothing in `.grad`.
+
+    inputs, labels  a batch, as in Split. TrainingError when the loss is not finite.
+    """
+    found = torch.autograd.grad(_loss(model, inputs, labels), parameters, allow_unused=True)
+    return tuple(
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, found, strict=True)
+    )
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    loss = cross_entropy(model(inputs.contiguous(memory_format=_memory_format(inputs))), labels)
+    if not math.isfinite(loss.item()):
+        raise TrainingError(
+            f"the loss is {loss.item()} in training: lower lr, or look for extreme values in this device's data"
+        )
+    return loss
+
+
+def _memory_format(inputs: Tensor) -> torch.memory_format:
+    """Images go through with their channels last: pooling takes a quarter of the time, large convolutions half."""
+    return torch.channels_last if inputs.dim() == 4 else torch.contiguous_format
 
 
 @torch.no_grad()
@@ -113,50 +155,62 @@ def _step(
 
 
 @contextmanager
-def _moving(model: nn.Module, only: Collection[str] | None) -> Iterator[list[nn.Parameter]]:
-    """Train mode with everything outside `only` frozen; yields what moves. Flags and modes are restored afterwards.
+def moving(model: nn.Module, only: Collection[str] | None = None) -> Iterator[list[nn.Parameter]]:
+    """Train mode with everything outside `only` (state names; None: everything moves) frozen; yields what moves.
 
-    Frozen is no gradient at all: with a gradient of zero, weight decay and momentum would still move a parameter.
-    A frozen BatchNorm is in eval mode, or its statistics would drift.
+    Flags and modes are restored afterwards. Frozen is no gradient at all: with a gradient of zero, weight decay and
+    momentum would still move a parameter. A frozen BatchNorm is in eval mode, or its statistics would drift.
     """
-    modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.train()
-        for name, parameter in model.named_parameters():
-            parameter.grad = None
-            parameter.requires_grad_(flags[parameter] and (only is None or name in only))
-        for prefix, module in model.named_modules():
-            if only is not None and isinstance(module, _BatchNorm):
-                module.train(any(f"{prefix}.{name}".lstrip(".") in only for name in module.state_dict()))
-        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
-    finally:
-        for parameter, flag in flags.items():
-            parameter.grad = None
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
+    with _at_work(model):
+        try:
+            model.train()
+            for name, parameter in model.named_parameters():
+                parameter.grad = None
+                parameter.requires_grad_(flags[parameter] and (only is None or name in only))
+            for prefix, module in model.named_modules():
+                if only is not None and isinstance(module, _BatchNorm):
+                    module.train(any(f"{prefix}.{name}".lstrip(".") in only for name in module.state_dict()))
+            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        finally:
+            for parameter, flag in flags.items():
+                parameter.grad = None
+                parameter.requires_grad_(flag)
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, split: Split, batch_size: int = 256) -> Evaluation:
     """Accuracy and loss in eval mode; the model is left as it was. TrainingError when there is nothing to evaluate
     on or the loss is not finite."""
     if not len(split):
         raise TrainingError("no examples to evaluate on: raise data.test and data.validation, or give more data")
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     correct, loss = 0, 0.0
-    try:
+    with _at_work(model), torch.inference_mode():
+        model.eval()
         for inputs, labels in zip(
             *(torch.split(part, batch_size) for part in (split.inputs, split.labels)), strict=True
         ):
-            outputs = model(inputs)
+            outputs = model(inputs.contiguous(memory_format=_memory_format(inputs)))
             correct += int((outputs.argmax(1) == labels).sum())
             loss += cross_entropy(outputs, labels, reduction="sum").item()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not math.isfinite(loss):
         raise TrainingError(f"the loss on {len(split)} examples is {loss}: the model has diverged, lower lr")
     return Evaluation(accuracy=correct / len(split), loss=loss / len(split), examples=len(split))
+
+
+@contextmanager
+def _at_work(model: nn.Module) -> Iterator[None]:
+    """Weights with their channels last, as the inputs come; afterwards contiguous again, and the modes as they were."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        _reformat(model, torch.channels_last)
+        yield
+    finally:
+        _reformat(model, torch.contiguous_format)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _reformat(model: nn.Module, memory_format: torch.memory_format) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)

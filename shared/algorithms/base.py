@@ -1,7 +1,7 @@
 """What a federated algorithm is: a frozen record of plain functions, both sides in one file, FedAvg as the defaults."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -14,8 +14,7 @@ from shared.channels import ChannelLayout
 from shared.model_state import load_tensors, state_tensors
 from shared.partition import batch_norm_names
 from shared.tensors import Masks, Subnet, Tensors
-from shared.training import Split, sgd
-
+from shared.training import Split, batches, sgd
 
 # Settings for which algorithms have defaults of their own: `weighting: Weighting = "uniform"`.
 Momentum: TypeAlias = Annotated[
@@ -82,6 +81,20 @@ class DeviceRound:
     multiple: int
     generator: torch.Generator
     check_time: Callable[[], None]
+
+
+def local_batches(
+    model: nn.Module, round_: DeviceRound, hp: Hyperparameters, *, epochs: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """shared.training.batches of the round's training split, for algorithms with steps of their own."""
+    return batches(
+        model,
+        round_.train,
+        epochs=epochs,
+        batch_size=hp.batch_size,
+        generator=round_.generator,
+        check_time=round_.check_time,
+    )
 
 
 def local_sgd(
