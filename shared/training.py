@@ -59,12 +59,15 @@ def sgd(
 ) -> None:
     """`epochs` epochs of SGD on the cross entropy, in place. Momentum starts at zero and ends with the call.
 
-    only         names of the state that may move; everything else stays bit-identical, BatchNorm statistics included
+    only         names of the state that may move; everything else stays bit-identical, BatchNorm statistics included.
+                 Where they name no parameter, nothing is done and nothing drawn
     check_time   called before each batch; what it raises ends the training
     before_step  called between backward and step: may change the gradients, for example to add a proximal term
     A batch of one is skipped where BatchNorm trains: it has no variance. TrainingError when the loss is not finite.
     """
     with moving(model, only) as parameters:
+        if not parameters:
+            return
         velocity: dict[nn.Parameter, Tensor] = {}
         for inputs, labels in batches(
             model, split, epochs=epochs, batch_size=batch_size, generator=generator, check_time=check_time

@@ -97,6 +97,14 @@ def test_frozen_means_frozen(frozen: str) -> None:
     assert changed(before, model) == only
 
 
+def test_where_nothing_may_move_nothing_is_drawn() -> None:
+    model, generator = network(), seeded()
+    before = state(model)
+    train(model, split(12), weight_decay=0.1, only=frozenset(), generator=generator)
+    assert changed(before, model) == set()
+    assert torch.equal(generator.get_state(), seeded().get_state())
+
+
 def test_flags_modes_and_gradients_are_as_before() -> None:
     model = network().eval()
     model[0].requires_grad_(False)
