@@ -35,6 +35,24 @@ def head_names(model: nn.Module, prefixes: Sequence[str] = ()) -> frozenset[str]
     return names_under(model, prefixes or [_classifier(model)])
 
 
+def representation_names(model: nn.Module) -> frozenset[str]:
+    """State names of the early layers: what is registered before the first linear layer; in a model without any, all
+    but the classifier.
+
+    Raises ModelError where nothing comes before it.
+    """
+    linear = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    names = list(model.state_dict())
+    later = names_under(model, linear[:1]) if linear else head_names(model)
+    early = frozenset(names[: min(map(names.index, later))])
+    if not early:
+        raise ModelError(
+            f"{type(model).__name__} has no layers before its first linear one: name those that are early with the "
+            "algorithm's `local` setting"
+        )
+    return early
+
+
 def batch_norm_names(model: nn.Module) -> frozenset[str]:
     """State names of all BatchNorm layers: affine parameters, running statistics and counters."""
     layers = model.named_modules(remove_duplicate=False)

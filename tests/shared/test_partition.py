@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from shared.errors import ConfigError, ModelError
-from shared.partition import batch_norm_names, head_names, names_under
+from shared.models import build_model
+from shared.partition import batch_norm_names, head_names, names_under, representation_names
 
 
 class Net(nn.Module):
@@ -50,6 +51,25 @@ def test_the_head_of_a_fully_convolutional_model_is_its_last_convolution() -> No
 def test_a_model_without_layers_has_no_head() -> None:
     with pytest.raises(ModelError, match="ReLU has neither a linear layer nor a convolution"):
         head_names(nn.ReLU())
+
+
+def test_the_representation_is_what_comes_before_the_first_linear_layer() -> None:
+    model = Net()  # the root's own parameter is registered before its modules
+    assert representation_names(model) == set(model.state_dict()) - names_under(model, ["fc1", "fc10"])
+    lenet = build_model("lenet-small", {}, seed=0)
+    assert representation_names(lenet) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    resnet = build_model("resnet18", {}, seed=0)
+    assert set(resnet.state_dict()) - representation_names(resnet) == {"fc.weight", "fc.bias"}
+
+
+def test_the_representation_of_a_fully_convolutional_model_is_all_but_its_last_convolution() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 10, 1), nn.Flatten())
+    assert representation_names(model) == {"0.weight", "0.bias"}
+
+
+def test_a_model_that_begins_with_a_linear_layer_has_no_representation_by_default() -> None:
+    with pytest.raises(ModelError, match=r"no layers before its first linear one.*`local`"):
+        representation_names(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
 
 
 def test_batch_norm_names_are_those_of_the_layers_whatever_they_are_called() -> None:

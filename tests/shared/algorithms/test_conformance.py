@@ -12,16 +12,27 @@ from shared.aggregation import Aggregate, Overlap, Update
 from shared.algorithms import ALGORITHMS, Algorithm, DeviceRound, Hyperparameters, base, conformance
 from shared.algorithms.conformance import CHECKS, Check
 from shared.algorithms.fedavg import FEDAVG
-from shared.algorithms.fedper import FEDPER, FedPerHyperparameters
+from shared.algorithms.fedbabu import FEDBABU, FedBABUHyperparameters
+from shared.algorithms.fedper import FEDPER
+from shared.algorithms.fedrep import FEDREP, FedRepHyperparameters
+from shared.algorithms.head import HeadHyperparameters
 from shared.algorithms.hermes import HERMES, HermesHyperparameters
+from shared.algorithms.lg_fedavg import LG_FEDAVG, LGFedAvgHyperparameters
 from shared.errors import MalformedPayload
 from shared.model_state import state_tensors
 from shared.tensors import Subnet, Tensors
 
 VARIANTS = [(algorithm, algorithm.hyperparameters()) for algorithm in ALGORITHMS] + [
     (FEDAVG, Hyperparameters(momentum=0.9, weight_decay=0.01)),
-    (FEDPER, FedPerHyperparameters(head=())),
-    (FEDPER, FedPerHyperparameters(head=("0", "1", "12"))),
+    (FEDPER, HeadHyperparameters(head=())),
+    (FEDPER, HeadHyperparameters(head=("0", "1", "12"))),
+    (FEDREP, FedRepHyperparameters(head=(), head_epochs=1)),
+    (FEDREP, FedRepHyperparameters(head=("0", "1", "4", "5", "7", "8", "12", "14"), head_epochs=1)),
+    (FEDREP, FedRepHyperparameters(head_epochs=0, epochs=2)),
+    (FEDBABU, FedBABUHyperparameters(lr_milestones=(1,), finetune_part="head", momentum=0.9, weight_decay=0.01)),
+    (FEDBABU, FedBABUHyperparameters(head=("4", "14"), finetune_part="body", finetune_lr=0.01)),
+    (LG_FEDAVG, LGFedAvgHyperparameters(local=("12", "14"))),
+    (LG_FEDAVG, LGFedAvgHyperparameters(local=())),
     (HERMES, HermesHyperparameters(overlap=Overlap.ALL, pruning_amount=0.4)),
     (HERMES, HermesHyperparameters(batch_norm="local", pruning_amount=0.4)),
 ]
