@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+from shared.algorithms.apfl import APFL
 from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters, shared_names
+from shared.algorithms.ditto import DITTO
 from shared.algorithms.fedavg import FEDAVG
 from shared.algorithms.fedavg_finetune import FEDAVG_FINETUNE
 from shared.algorithms.fedbabu import FEDBABU
@@ -11,12 +13,25 @@ from shared.algorithms.fedrep import FEDREP
 from shared.algorithms.hermes import HERMES
 from shared.algorithms.lg_fedavg import LG_FEDAVG
 from shared.algorithms.local import LOCAL
+from shared.algorithms.per_fedavg import PER_FEDAVG
 from shared.errors import ConfigError
 from shared.messages import Hyperparameter
 from shared.plugins import load_object, nearest
 from shared.validation import validate
 
-ALGORITHMS: tuple[Algorithm, ...] = (FEDAVG, FEDAVG_FINETUNE, LOCAL, FEDPER, FEDREP, FEDBABU, LG_FEDAVG, HERMES)
+ALGORITHMS: tuple[Algorithm, ...] = (
+    FEDAVG,
+    FEDAVG_FINETUNE,
+    LOCAL,
+    FEDPER,
+    FEDREP,
+    FEDBABU,
+    LG_FEDAVG,
+    APFL,
+    DITTO,
+    PER_FEDAVG,
+    HERMES,
+)
 
 
 def algorithm(name: str) -> Algorithm:

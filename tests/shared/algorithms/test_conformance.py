@@ -10,7 +10,9 @@ from torch import nn
 
 from shared.aggregation import Aggregate, Overlap, Update
 from shared.algorithms import ALGORITHMS, Algorithm, DeviceRound, Hyperparameters, base, conformance
+from shared.algorithms.apfl import APFL, APFLHyperparameters
 from shared.algorithms.conformance import CHECKS, Check
+from shared.algorithms.ditto import DITTO, DittoHyperparameters
 from shared.algorithms.fedavg import FEDAVG
 from shared.algorithms.fedbabu import FEDBABU, FedBABUHyperparameters
 from shared.algorithms.fedper import FEDPER
@@ -18,6 +20,7 @@ from shared.algorithms.fedrep import FEDREP, FedRepHyperparameters
 from shared.algorithms.head import HeadHyperparameters
 from shared.algorithms.hermes import HERMES, HermesHyperparameters
 from shared.algorithms.lg_fedavg import LG_FEDAVG, LGFedAvgHyperparameters
+from shared.algorithms.per_fedavg import PER_FEDAVG, PerFedAvgHyperparameters
 from shared.errors import MalformedPayload
 from shared.model_state import state_tensors
 from shared.tensors import Subnet, Tensors
@@ -33,6 +36,10 @@ VARIANTS = [(algorithm, algorithm.hyperparameters()) for algorithm in ALGORITHMS
     (FEDBABU, FedBABUHyperparameters(head=("4", "14"), finetune_part="body", finetune_lr=0.01)),
     (LG_FEDAVG, LGFedAvgHyperparameters(local=("12", "14"))),
     (LG_FEDAVG, LGFedAvgHyperparameters(local=())),
+    (APFL, APFLHyperparameters(mix="logits", alpha_update="round")),
+    (APFL, APFLHyperparameters(alpha=0.0, alpha_update="fixed", batch_norm="local")),
+    (DITTO, DittoHyperparameters(proximal=(0.1, 1.0, 2.0), momentum=0.9, weight_decay=0.01)),
+    (PER_FEDAVG, PerFedAvgHyperparameters(variant="fo", adapt_steps=3)),
     (HERMES, HermesHyperparameters(overlap=Overlap.ALL, pruning_amount=0.4)),
     (HERMES, HermesHyperparameters(batch_norm="local", pruning_amount=0.4)),
 ]
