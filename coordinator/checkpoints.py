@@ -10,6 +10,7 @@ rounds/00003/00001-phone.update   accepted updates of round 3, numbered in order
 rounds/00003/incoming/            updates that are being received
 reports/phone.json                metrics of the personalized devices
 definition.json                   what devices are told, and the channel layout
+initial.payload                   the complete state that the run starts from, where the settings name one
 template.onnx                     dense ONNX template of the model
 journal.jsonl                     one line per closed round
 
@@ -67,6 +68,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.definition = path / "definition.json"
+        self.initial = path / "initial.payload"
         self.template = path / "template.onnx"
         self.journal_path = path / "journal.jsonl"
 

@@ -14,6 +14,7 @@ from shared.errors import ConfigError, TalariaError
 
 if TYPE_CHECKING:
     from coordinator.chronicle import OnEvent
+    from coordinator.export import Format
     from shared.config import RunConfig
 
 STOPPED = 130
@@ -123,14 +124,23 @@ def show(config: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
 
 @cli.command()
 @RUN_DIR
-@click.option("-o", "--output", type=PATH, default=Path("model.onnx"), show_default=True, help="File to write.")
+@click.option("-o", "--output", type=PATH, help="File to write; model.onnx or model.payload without it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["onnx", "payload"]),
+    default="onnx",
+    show_default=True,
+    help="ONNX to run it, or a payload that another run starts from (model.initial).",
+)
 @JSON
-def export(run_dir: Path, output: Path, as_json: bool) -> None:
-    """Write the global model of the run in RUN_DIR, after its last closed round, as ONNX."""
+def export(run_dir: Path, output: Path | None, form: "Format", as_json: bool) -> None:
+    """Write the global model of the run in RUN_DIR, after its last closed round."""
     from coordinator.checkpoints import RunDirectory
     from coordinator.export import export_model
 
-    closed, size = export_model(RunDirectory(run_dir), output)
+    output = output or Path(f"model.{form}")
+    closed, size = export_model(RunDirectory(run_dir), output, form)
     if as_json:
         click.echo(json.dumps({"round": closed, "bytes": size, "path": str(output)}))
     else:

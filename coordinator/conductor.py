@@ -77,6 +77,7 @@ class Conductor:
         self._idle = idle
         self._clock = clock
         self._payload: Blob | None = None
+        self._initial: Blob | None = None
         self._template: Blob | None = None
         self._published: tuple[Blob, ...] = ()
         self._line: Line | None = None
@@ -94,6 +95,8 @@ class Conductor:
             answered = list(entries)
         self._engine.restore(snapshot, answered, self._clock())
         await self._describe_payload(number)
+        if self._config.model.initial is not None:
+            self._initial = await self._describe(self._directory.initial)
         if snapshot.phase is Phase.PERSONALIZING or snapshot.attempt:
             payload = await self._open_payload()
             self._chronicle.begin(payload.size)
@@ -210,30 +213,36 @@ class Conductor:
                 }
 
     async def _describe_payload(self, number: int) -> Blob:
-        """Know what round `number` is sent; in chunks of the size that it was published with, if it was."""
-        blob = await asyncio.to_thread(describe, self._ledger.download(number), self._chunk())
-        known = (known for known in self._published if known.digest == blob.digest)
-        self._payload = next(known, blob)
+        """Know what round `number` is sent."""
+        self._payload = await self._describe(self._ledger.download(number))
         return self._payload
 
     async def _open_payload(self) -> Blob:
-        """Have the payload cut so that everybody takes it."""
+        """Have everything that devices start from cut so that everybody takes it."""
         assert self._payload is not None
-        chunk = min(self._chunk(), self._payload.chunk) if self._payload in self._published else self._chunk()
-        payload = self._payload = self._payload.model_copy(update={"chunk": chunk})
-        self._remember(payload)
-        return payload
+        self._payload = self._cut(self._payload)
+        if self._initial is not None:
+            self._initial = self._cut(self._initial)
+        return self._payload
 
     async def _open_template(self) -> None:
         path = await self._preparation.template()
         if path is not None:
-            self._template = await asyncio.to_thread(describe, path, self._chunk())
-            self._remember(self._template)
+            self._template = self._cut(await self._describe(path))
             await self._save()
 
-    def _remember(self, blob: Blob) -> None:
-        """It may be with the broker from now on, beside its predecessors that are not cleared away yet."""
-        self._published = (*(known for known in self._published if known != blob), blob)[-3:]
+    async def _describe(self, path: Path) -> Blob:
+        """In chunks of the size that it was published with, if it was."""
+        blob = await asyncio.to_thread(describe, path, self._chunk())
+        return next((known for known in self._published if known.digest == blob.digest), blob)
+
+    def _cut(self, blob: Blob) -> Blob:
+        """The blob in chunks that everybody takes. It may be with the broker from now on, beside its predecessors that
+        are not cleared away yet."""
+        chunk = min(self._chunk(), blob.chunk) if blob in self._published else self._chunk()
+        cut = blob.model_copy(update={"chunk": chunk})
+        self._published = (*(known for known in self._published if known != cut), cut)[-4:]
+        return cut
 
     # --- in public --------------------------------------------------------------------------------------------------
 
@@ -249,6 +258,8 @@ class Conductor:
             self._inbox.desk = UploadDesk(self._config.transfer, limit=self._ledger.limit, folder=folder)
         if self._payload is not None and (engine.attempt or engine.phase is Phase.PERSONALIZING):
             wanted: dict[Blob, Path] = {self._payload: self._ledger.download(engine.round)}
+            if self._initial:
+                wanted[self._initial] = self._directory.initial
             if self._template:
                 wanted[self._template] = self._directory.template
             self._board.payloads(wanted)
@@ -267,6 +278,7 @@ class Conductor:
                 round=self._engine.round,
                 plan=self._ledger.plan,
                 payload=self._payload,
+                initial=self._initial,
                 template=self._template if action == "personalize" else None,
                 time_left_s=0,
             )

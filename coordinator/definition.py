@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -9,10 +10,11 @@ from torch import nn
 from shared.algorithms import algorithm, hyperparameters, shared_names
 from shared.channel_trace import channel_layout, verify_layout
 from shared.channels import ChannelLayout
+from shared.codec import open_payload
 from shared.config import RunConfig
-from shared.errors import StateError
+from shared.errors import ConfigError, MalformedPayload, StateError
 from shared.messages import Plan
-from shared.model_state import state_tensors
+from shared.model_state import load_state, state_tensors
 from shared.models import build_model, example_input
 from shared.tensors import Tensors
 
@@ -51,18 +53,20 @@ class Definition:
 
 
 def model_of(config: RunConfig) -> nn.Module:
-    """The run's model as every device builds it."""
+    """The run's model as every device builds it, with the tensors that the seed draws."""
     return build_model(config.model.name, config.model.options, seed=config.run.seed)
 
 
-def define(config: RunConfig) -> tuple[Definition, Tensors]:
-    """The definition, and the dense shared tensors that the first round starts from.
+def define(config: RunConfig) -> tuple[Definition, Tensors, Tensors]:
+    """The definition, the whole state of the initial model, and of it what is shared: what the first round starts from.
 
     ConfigError or ModelError where the settings make no run.
     """
     chosen = algorithm(config.algorithm.name)
     settings = hyperparameters(chosen, config.algorithm.hyperparameters)
     model = model_of(config)
+    if config.model.initial is not None:
+        _start_from(config.model.initial, model)
     layout = None
     if chosen.prunes:
         example = example_input(config.model.name, config.model.options)
@@ -77,4 +81,18 @@ def define(config: RunConfig) -> tuple[Definition, Tensors]:
         seed=config.run.seed,
         layout=layout.digest if layout else None,
     )
-    return Definition(plan, layout), state_tensors(model, sorted(shared_names(chosen, model, settings)))
+    state = state_tensors(model)
+    shared = {name: state[name] for name in sorted(shared_names(chosen, model, settings))}
+    return Definition(plan, layout), state, shared
+
+
+def _start_from(path: Path, model: nn.Module) -> None:
+    """Load the file that `model.initial` names."""
+    try:
+        with open_payload(path, limit=path.stat().st_size) as payload:
+            load_state(model, payload.subnet)
+    except (OSError, MalformedPayload) as error:
+        raise ConfigError(
+            f'model.initial = "{path}": {error}. It must hold every tensor of the run\'s model, as '
+            "`talaria-coordinator export RUN_DIR --format payload` writes them for a run of the same [model]"
+        ) from error

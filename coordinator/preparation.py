@@ -107,8 +107,10 @@ def make_definition(directory: RunDirectory) -> None:
 
     if not directory.definition.exists():
         record = directory.record()
-        definition, tensors = define(record.config)
-        write_tensors(directory.global_payload(1), Subnet(tensors), record.run, 1)
+        definition, initial, shared = define(record.config)
+        if record.config.model.initial is not None:  # the seed's are nothing that devices would have to be sent
+            write_tensors(directory.initial, Subnet(initial), record.run, 0)
+        write_tensors(directory.global_payload(1), Subnet(shared), record.run, 1)
         atomic_write(directory.definition, definition.dump())
 
 

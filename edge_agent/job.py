@@ -38,6 +38,7 @@ class Job(BaseModel):
     task: Task
     device: str = Field(pattern=f"^{NAME}$")
     payload: Path = Field(description="the download that task.payload announced, verified")
+    initial: Path | None = Field(None, description="the download that task.initial announced, verified, if it did")
     memory: Path | None = Field(description="memory.payload of the last task of this run; None: nothing remembered")
     out: Path = Field(description="existing, empty folder for the results")
     data: DataSettings

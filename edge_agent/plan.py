@@ -11,8 +11,10 @@ from edge_agent.data import DeviceData
 from edge_agent.job import Job
 from shared.algorithms import algorithm, hyperparameters
 from shared.algorithms.device import Setup, set_up
+from shared.codec import open_payload
 from shared.config import DataSettings
 from shared.errors import ConfigError, DataError, ModelError
+from shared.model_state import load_state
 from shared.models import build_model, example_input
 
 Read: TypeAlias = Callable[[DataSettings], DeviceData]
@@ -29,7 +31,8 @@ class Work:
 
 def prepare(job: Job, read: Read) -> Work:
     """ConfigError for a plan that cannot be followed or is not trusted, ModelError for a model that is not the
-    coordinator's, DataError where data and model do not fit."""
+    coordinator's, MalformedPayload for an initial state that is not this model's, DataError where data and model do not
+    fit."""
     plan = job.task.plan
     for name in (plan.model, plan.algorithm):
         if ":" in name and name not in job.trust:
@@ -38,7 +41,11 @@ def prepare(job: Job, read: Read) -> Work:
     hp = hyperparameters(chosen, plan.hyperparameters)
     hp = hp.model_copy(update={"batch_size": min(hp.batch_size, job.profile.training.batch_size)})
     example = example_input(plan.model, plan.model_options)
-    setup = set_up(chosen, hp, build_model(plan.model, plan.model_options, seed=plan.seed), example)
+    model = build_model(plan.model, plan.model_options, seed=plan.seed)
+    if job.initial is not None:
+        with open_payload(job.initial, limit=job.initial.stat().st_size) as payload:
+            load_state(model, payload.subnet)
+    setup = set_up(chosen, hp, model, example)
     if (setup.layout and setup.layout.digest) != plan.layout:
         raise ModelError(
             f"{plan.model} has another channel layout here than at the coordinator: "

@@ -50,7 +50,7 @@ class Workbench:
         self._wanted: str | None = None
 
     def fetch(self, task: Task) -> None:
-        """Begin to bring payload and template of the task here."""
+        """Begin to bring everything here that the task names."""
         self._begin(task, self._fetch(task))
 
     def work(self, task: Task, deadline: float) -> None:
@@ -98,7 +98,7 @@ class Workbench:
     # --- fetch ---
 
     async def _fetch(self, task: Task) -> None:
-        blobs = [task.payload, *([task.template] if task.template else [])]
+        blobs = [blob for blob in (task.payload, task.initial, task.template) if blob is not None]
         self._store.keep_downloads(*(blob.digest for blob in blobs))
         for blob in blobs:
             await self._download(task.run, blob)
@@ -152,6 +152,7 @@ class Workbench:
             task=task,
             device=self._config.device,
             payload=self._path(task.payload),
+            initial=self._path(task.initial) if task.initial else None,
             memory=self._store.memory(task.run),
             out=self._store.workspace(),
             data=self._config.data,
@@ -170,7 +171,8 @@ class Workbench:
         settled = await asyncio.to_thread(settle, job.out)
         # From here to the end nothing is awaited: what is on the disk is always told.
         self._store.commit(job.out, Key.of(task), answer, outcome.examples, settled)
-        self._store.keep_downloads()
+        again = task.initial if task.action == "train" else None  # every task of the run starts from it
+        self._store.keep_downloads(*([again.digest] if again else []))
         self._tell(Done(Key.of(task), answer))
 
     async def _answer(self, job: Job, outcome: Outcome) -> Offer | Report:

@@ -64,7 +64,7 @@ def run_job(job: Job, read: Read = load) -> Outcome:
     """Do the job and write its payloads.
 
     read  where the data comes from; a simulated fleet reads its source only once
-    Raises ConfigError (plan), ModelError, DataError, MalformedPayload (the download is not what the plan shares),
+    Raises ConfigError (plan), ModelError, DataError, MalformedPayload (a download is not what the plan needs),
     StateError (memory), TrainingError, OutOfTime, OutOfMemory.
     """
     torch.set_num_threads(job.threads)

@@ -107,6 +107,12 @@ class ModelSettings(Settings):
     options: dict[str, Hyperparameter] = Field(
         default_factory=dict, description="keyword arguments of the model, for example classes = 10"
     )
+    initial: FilePath | None = Field(
+        None,
+        description="payload file with the complete state that the run starts from, in place of what the seed draws: "
+        "`talaria-coordinator export --format payload` writes one; it is copied into the run's folder",
+        examples=["fedavg.payload"],
+    )
 
 
 class AlgorithmSettings(BaseModel):

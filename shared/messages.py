@@ -109,6 +109,9 @@ class Task(Message):
     plan: Plan
     payload: Blob
     """The shared tensors to start from."""
+    initial: Blob | None = None
+    """The complete initial model of the run, dense, where it is not what the plan's seed draws. The same in every task
+    of a run, so that a device fetches it once."""
     template: Blob | None = None
     """Dense ONNX template of the model, with `personalize`."""
     time_left_s: Annotated[float, Field(ge=0)]

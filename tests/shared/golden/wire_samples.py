@@ -48,6 +48,7 @@ MESSAGES: dict[str, Message] = {
             layout=DIGEST,
         ),
         payload=BLOB,
+        initial=Blob(digest=DIGEST[::-1], size=300_000, chunk=122_368),
         time_left_s=59.5,
     ),
     "offer": Offer(run="demo-1", round=4, blob=BLOB),
