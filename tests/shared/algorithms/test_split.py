@@ -54,7 +54,7 @@ split = pytest.mark.parametrize(
 
 @split
 def test_no_local_name_is_uploaded_or_averaged(
-    self, make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
+    make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
 ) -> None:
     fleet = make_fleet(algorithm, model(), **settings)
     for round_ in fleet.round():
@@ -65,7 +65,7 @@ def test_no_local_name_is_uploaded_or_averaged(
 
 @split
 def test_who_sits_a_round_out_keeps_the_local_part_and_gets_the_newest_shared_one(
-    self, make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
+    make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
 ) -> None:
     fleet = make_fleet(algorithm, model(), **settings)
     own = state_tensors(fleet.round()[0].model)
@@ -81,7 +81,7 @@ def test_who_sits_a_round_out_keeps_the_local_part_and_gets_the_newest_shared_on
 
 @split
 def test_what_is_evaluated_is_the_newest_shared_part_and_the_own_local_one(
-    self, make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
+    make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
 ) -> None:
     """And not the model that the device has just trained, nor one that is tuned to its data first."""
     fleet = make_fleet(algorithm, model(), **settings)
@@ -93,7 +93,7 @@ def test_what_is_evaluated_is_the_newest_shared_part_and_the_own_local_one(
 
 @split
 def test_a_device_that_never_took_part_has_the_initial_local_part(
-    self, make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
+    make_fleet: Callable[..., Any], algorithm: Algorithm, settings: dict[str, Any], local: set[str]
 ) -> None:
     fleet = make_fleet(algorithm, model(), **settings)
     fleet.round()
