@@ -3,8 +3,14 @@
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from shared.messages import Capabilities
+
+TRAINING_COPIES = 4
+"""Weights, gradients, what was received and what is sent: what a trainer needs at least, in sizes of the model."""
+SMALLEST_PACKET = 4096
+"""Devices that take less are not asked: the payload would have to be cut to their measure for the whole fleet."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,11 @@ class Needs:
 
     memory_mib: int = 0
     packet: int = 0
+
+    @classmethod
+    def of(cls, limit: int) -> Self:
+        """Of a run whose updates take `limit` bytes at most."""
+        return cls(memory_mib=TRAINING_COPIES * limit // 2**20, packet=SMALLEST_PACKET)
 
 
 def unfit(capabilities: Capabilities | None, needs: Needs) -> str:

@@ -52,7 +52,7 @@ def _run(work: Callable[[Path], object], path: str, commands: int, replies: int)
                 os.close(descriptor)
             die_with(server)
             os.nice(NICENESS)
-            _limit_memory(Path(path))
+            limit_memory(json.loads(Path(path).read_text())["profile"]["training"]["memory_mib"])
             work(Path(path))
             status = 0
         except BaseException:
@@ -70,8 +70,8 @@ def _run(work: Callable[[Path], object], path: str, commands: int, replies: int)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _limit_memory(job: Path) -> None:
-    """Let this process allocate the profile's budget beyond what the libraries take; more is a MemoryError.
+def limit_memory(budget_mib: int) -> None:
+    """Let this process allocate a profile's budget beyond what it has now; more is a MemoryError.
 
     RLIMIT_DATA counts private writable memory, also what is only reserved; that of the loaded libraries is inherited
     from the fork server (about 230 MB with torch), so the budget starts there.
@@ -80,10 +80,10 @@ def _limit_memory(job: Path) -> None:
         return
     import resource
 
-    budget = json.loads(job.read_text())["profile"]["training"]["memory_mib"] * 2**20
     status = Path("/proc/self/status").read_text()
     used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (used + budget, used + budget))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (used + budget_mib * 2**20, most))
 
 
 def _line(descriptor: int) -> str:

@@ -4,11 +4,14 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shared.errors import TalariaError
+
+if TYPE_CHECKING:
+    from shared.config import RunConfig
 
 CONFIG = click.option(
     "-c", "--config", type=click.Path(path_type=Path), help="TOML file of the run; without it, the bundled demo."
@@ -43,7 +46,7 @@ def demo(sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
     Takes about two minutes. Everything about it can be changed, for example --set rounds.count=5 or
     --set algorithm.name=fedavg; `talaria-coordinator config show` lists the settings.
     """
-    _run(None, sets, run_dir, as_json, simulated=False)
+    _emulate(None, sets, run_dir, as_json)
 
 
 @cli.command()
@@ -53,36 +56,66 @@ def demo(sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
 @JSON
 def emulate(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
     """Run a configuration as real processes: a broker, the coordinator and one agent per device."""
-    _run(config, sets, run_dir, as_json, simulated=False)
+    _emulate(config, sets, run_dir, as_json)
 
 
 @cli.command()
 @CONFIG
 @SET
 @DIRECTORY
+@click.option(
+    "--algorithms", metavar="all|NAME,...", help="Compare these. Each gets those [algorithm] settings that it knows."
+)
+@click.option("--seeds", metavar="N,...", help="Compare over these seeds; without it, run.seed.")
+@click.option("--export", is_flag=True, help="Every device exports its model to ONNX, a second each.")
 @JSON
-def simulate(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
-    """Run a configuration in one process, without a broker: same engine, same agents, same training."""
-    _run(config, sets, run_dir, as_json, simulated=True)
-
-
-def _run(
-    config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool, *, simulated: bool
+def simulate(
+    config: Path | None,
+    sets: tuple[str, ...],
+    run_dir: Path | None,
+    algorithms: str | None,
+    seeds: str | None,
+    export: bool,
+    as_json: bool,
 ) -> None:
+    """Run a configuration in one process, without a broker: same engine, same agents, same training.
+
+    All cores train, and the data are read once. The same settings give the same bytes. The folder of the run gets
+    results.jsonl, costs.jsonl, accuracy.svg and report.html.
+
+    With --algorithms or --seeds: all of them on the same split of the data, one after the other, each in a folder
+    ALGORITHM/seed-N of its own, and a comparison of them all: comparison.svg and comparison.html. Given again with the
+    same --run-dir, what is finished is not done again.
+    """
+    from lab.simulate_command import compare_all, simulate_one
+
+    settings, directory = _settings(config, sets, run_dir)
+    if algorithms is None and seeds is None:
+        simulate_one(settings, directory, export=export, as_json=as_json)
+    elif export:
+        raise click.UsageError("--export is for one simulation, without --algorithms and --seeds")
+    else:
+        compare_all(settings, directory, algorithms, seeds, as_json=as_json)
+
+
+def _settings(config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None) -> "tuple[RunConfig, Path]":
+    """The configuration, and the folder of the run."""
+    from shared.settings import bundled_config, load_run_config
+
+    config = load_run_config(config_file or bundled_config("demo"), sets).config
+    return config, run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
+
+
+def _emulate(config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None, as_json: bool) -> None:
     import asyncio
 
     from rich.console import Console
 
+    from lab.emulate import emulate
     from lab.fleet import emulated_devices
     from lab.view import LiveView
-    from shared.settings import bundled_config, load_run_config
 
-    if simulated:
-        from lab.simulate import simulate as run
-    else:
-        from lab.emulate import emulate as run
-    config = load_run_config(config_file or bundled_config("demo"), sets).config
-    directory = run_dir or config.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{config.algorithm.name}")
+    config, directory = _settings(config_file, sets, run_dir)
     console = Console(quiet=as_json, highlight=False)
     devices = emulated_devices(config, directory)
     profiles = {name: agent.profile for name, agent in devices.items()}
@@ -94,7 +127,7 @@ def _run(
             if as_json:
                 click.echo(json.dumps(event))
 
-        status = asyncio.run(run(config, directory, on_event))
+        status = asyncio.run(emulate(config, directory, on_event))
     if status != 0:
         raise click.exceptions.Exit(status)
     from lab.finish import finish  # plots take a second to import: nobody waits for it before the run

@@ -62,6 +62,22 @@ def accuracy_by_round(summary: RunSummary) -> str:
     return _draw(paint)
 
 
+def accuracy_by_algorithm(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """One line per algorithm: (round, accuracy)."""
+
+    def paint(axes: Axes) -> None:
+        colors = mpl.colormaps["tab20" if len(curves) > 10 else "tab10"]
+        for index, (label, points) in enumerate(curves.items()):
+            axes.plot(*zip(*points, strict=True), color=colors(index % colors.N), linewidth=1.8, label=label)
+            axes.plot(*points[-1], color=colors(index % colors.N), marker="o", markersize=4)
+        axes.set(xlabel="round", ylabel="accuracy", ylim=(0, 1.02))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if curves:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+
+    return _draw(paint, height=4.0)
+
+
 def accuracy_by_device(summary: RunSummary) -> str:
     """Global model against own model, device by device."""
     rows = [row for row in reversed(summary.devices) if {"accuracy", "accuracy_global"} <= set(row.metrics)]

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from shared.errors import StateError
+from shared.evaluation import Spread
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class DeviceSummary:
 
 @dataclass(frozen=True)
 class RoundPoint:
-    """One closed round: accuracies of the devices' own models before training, the share of the channels that their
-    updates held, and what it moved, in bytes."""
+    """One closed round: accuracies of the devices' own models before training and their spread over the fleet, the
+    share of the channels that their updates held, and what it moved, in bytes."""
 
     number: int
+    evaluation: Mapping[str, Spread]
     accuracy: Mapping[str, float]
     accuracy_global: Mapping[str, float]
     kept: Mapping[str, float]
@@ -60,8 +62,11 @@ class RoundPoint:
 
 @dataclass(frozen=True)
 class RunSummary:
+    """evaluation: the spread of each accuracy over the fleet after personalization."""
+
     rounds: tuple[RoundPoint, ...]
     devices: tuple[DeviceSummary, ...]
+    evaluation: Mapping[str, Spread] = field(default_factory=dict)
     absent: tuple[str, ...] = field(default=())
     """Devices that took part but never reported after personalization."""
 
@@ -69,6 +74,15 @@ class RunSummary:
         """Plain mean of a metric over the devices that reported it."""
         values = [row.metrics[name] for row in self.devices if name in row.metrics]
         return fmean(values) if values else None
+
+    def share(self, name: str) -> float | None:
+        """Plain mean over the devices of `name` as a share of the dense model's; None where nobody reported both."""
+        shares = [share for row in self.devices if (share := row.share(name)) is not None]
+        return fmean(shares) if shares else None
+
+
+NOBODY: Mapping[str, Any] = {"devices": [], "evaluation": {}}
+"""The personalization of a run that did not come so far."""
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
@@ -85,12 +99,8 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 def summarize(journal: list[dict[str, Any]]) -> RunSummary:
     """Fold a journal into a summary."""
     rounds = [entry for entry in journal if entry["event"] == "round"]
-    reports = {
-        entry["device"]: entry
-        for personalized in journal
-        if personalized["event"] == "personalized"
-        for entry in personalized["devices"]
-    }
+    personalized = next((entry for entry in journal if entry["event"] == "personalized"), NOBODY)
+    reports = {entry["device"]: entry for entry in personalized["devices"]}
     accepted = {device: 0 for entry in rounds for device in entry["cohort"]}
     for entry in rounds:
         for update in entry["accepted"]:
@@ -106,8 +116,13 @@ def summarize(journal: list[dict[str, Any]]) -> RunSummary:
             )
             for device in sorted(reports)
         ),
+        evaluation=_spreads(personalized),
         absent=tuple(sorted(set(accepted) - set(reports))),
     )
+
+
+def _spreads(entry: Mapping[str, Any]) -> dict[str, Spread]:
+    return {name: Spread(**fields) for name, fields in entry["evaluation"].items()}
 
 
 def _point(entry: Mapping[str, Any]) -> RoundPoint:
@@ -116,6 +131,7 @@ def _point(entry: Mapping[str, Any]) -> RoundPoint:
 
     return RoundPoint(
         number=entry["round"],
+        evaluation=_spreads(entry),
         accuracy=metric("accuracy"),
         accuracy_global=metric("accuracy_global"),
         kept={update["device"]: update["kept"] for update in entry["accepted"]},

@@ -19,6 +19,7 @@ def summary() -> RunSummary:
         {
             "event": "round",
             "round": number,
+            "evaluation": {},
             "cohort": DEVICES,
             "accepted": [
                 {
@@ -43,7 +44,7 @@ def summary() -> RunSummary:
         "bytes_up": 100.0,
     }
     reports = [{"device": device, "examples": 5, "metrics": metrics} for device in DEVICES]
-    return summarize([*journal, {"event": "personalized", "devices": reports}])
+    return summarize([*journal, {"event": "personalized", "evaluation": {}, "devices": reports}])
 
 
 def write(path: Path, summary: RunSummary, settings: str) -> str:
@@ -86,5 +87,5 @@ def test_each_plot_is_well_formed_and_the_same_every_time(summary: RunSummary) -
 
 
 def test_a_run_in_which_nobody_reported_still_gets_a_page(tmp_path: Path) -> None:
-    page = write(tmp_path / "report.html", RunSummary((), (), ("pi-00",)), "")
+    page = write(tmp_path / "report.html", RunSummary((), (), absent=("pi-00",)), "")
     assert "did not report at the end: pi-00" in page

@@ -20,6 +20,7 @@ def round_entry(number: int, accuracies: dict[str, float], cohort: list[str]) ->
     return {
         "event": "round",
         "round": number,
+        "evaluation": {},
         "cohort": cohort,
         "accepted": accepted,
         "bytes_up": 500 * len(accepted),
@@ -33,6 +34,7 @@ JOURNAL = [
     round_entry(2, {"a": 0.6}, ["a"]),
     {
         "event": "personalized",
+        "evaluation": {},
         "devices": [
             {
                 "device": "a",
