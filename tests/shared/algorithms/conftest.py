@@ -25,6 +25,31 @@ def examples(count: int, seed: int, shape: tuple[int, ...] = (1, 8, 8), classes:
     return Split(pictures[labels] + 0.5 * torch.randn(count, *shape, generator=generator), labels)
 
 
+class Quadratic(nn.Module):
+    """One weight, and a loss that can be followed by hand: a/2 (weight - b)^2 + 1 for an example (a, b) of class 0.
+
+    The scores (z, 0) have the cross entropy log(1 + exp(-z)); z is chosen such that this is the loss. float64.
+    """
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([weight], dtype=torch.float64))
+
+    def forward(self, examples: Tensor) -> Tensor:
+        loss = examples[:, 0] / 2 * (self.weight - examples[:, 1]) ** 2 + 1
+        return torch.stack([-torch.log(torch.expm1(loss)), torch.zeros_like(loss)], dim=1)
+
+    @staticmethod
+    def split(*curves: tuple[float, float]) -> Split:
+        """Examples (a, b)."""
+        return Split(torch.tensor(curves, dtype=torch.float64), torch.zeros(len(curves), dtype=torch.int64))
+
+
+@pytest.fixture
+def quadratic() -> type[Quadratic]:
+    return Quadratic
+
+
 @dataclass
 class Fleet:
     """A coordinator and its devices, reduced to the algorithm: device i has `splits[i]` to train on."""
