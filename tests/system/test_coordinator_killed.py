@@ -1,14 +1,21 @@
-"""The coordinator is killed at random points of its rounds. Nothing that was accepted is lost or counted twice."""
+"""The coordinator is killed at random points of its rounds. Nothing that was accepted is lost or counted twice, and the
+run goes on with the initial model that it began with."""
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from processes import FLEET, Coordinator, System
 from scripted_fleet import constant, device, expected_digest, running
 
 from coordinator.checkpoints import RunDirectory
+from shared.chunks import describe
+from shared.codec import decode_task, encode_payload
 from shared.config import TransferSettings
+from shared.model_state import state_tensors
+from shared.models import build_model
+from shared.tensors import Subnet
 
 ROUNDS = 5
 KILLS = 4
@@ -19,14 +26,23 @@ ANSWERS = {"a": (0, 1), "b": (100, 10), "c": (10_000, 100)}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_killed_at_random_points_every_update_counts_once(system: System, seed: int) -> None:
+async def test_killed_at_random_points_every_update_counts_once(system: System, seed: int, tmp_path: Path) -> None:
+    initial = tmp_path / "trained.payload"
+    initial.write_bytes(
+        encode_payload(Subnet(state_tensors(build_model("digitscnn", {}, seed=99))), run="old", round=9)
+    )
     draw = random.Random(seed)
     system.start_broker("max_packet_size 8192", persistent=True)
     sniffer = await system.sniffer()
     coordinator = await system.coordinator(
-        devices=len(ANSWERS), rounds=ROUNDS, exports=False, transfer=TransferSettings(stall_s=1, window=4)
+        devices=len(ANSWERS),
+        rounds=ROUNDS,
+        exports=False,
+        transfer=TransferSettings(stall_s=1, window=4),
+        initial=initial,
     )
     run = (await coordinator.event("started"))["run"]
+    initial.unlink()
     async with running(*(device(system, name, constant(*answer)) for name, answer in ANSWERS.items())):
         said = 0
         for _ in range(KILLS):
@@ -55,6 +71,12 @@ async def test_killed_at_random_points_every_update_counts_once(system: System, 
         assert line["digest"] == expected, f"round {line['round']} did not end with the mean of what was accepted"
     told = Counter((event["round"], event["device"]) for event in coordinator.events("accepted"))
     assert set(told.values()) == {1}, "an update was accepted twice"
+
+    named = {decode_task(task).initial for task in sniffer.below(f"{FLEET}/task/") if task}
+    assert len(named) == 1, "every task of a run names the same initial model"
+    (blob,) = named
+    assert blob == describe(coordinator.run_dir / "initial.payload", blob.chunk if blob else 0)
+    assert sniffer.below(f"{FLEET}/blob/{blob.digest}/")[-blob.chunks :] == [b""] * blob.chunks, "and it is taken back"
 
 
 async def _accepted(coordinator: Coordinator, count: int, since: int) -> None:

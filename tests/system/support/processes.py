@@ -18,6 +18,7 @@ from shared.config import (
     AlgorithmSettings,
     BrokerSettings,
     DataSettings,
+    ModelSettings,
     PartitionSettings,
     RoundSettings,
     RunConfig,
@@ -238,6 +239,7 @@ class System:
         broker: BrokerSettings | None = None,
         exports: bool = True,
         transfer: TransferSettings | None = None,
+        initial: Path | None = None,
         limits: dict[str, Any] | None = None,
         **hyperparameters: Any,
     ) -> Coordinator:
@@ -249,6 +251,7 @@ class System:
         config = RunConfig(
             run=RunSettings(fleet=FLEET),
             broker=broker or self.settings,
+            model=ModelSettings(initial=initial),
             algorithm=AlgorithmSettings(name=algorithm, **{"epochs": 1, "lr": 0.1, **hyperparameters}),
             rounds=RoundSettings(count=rounds, **{"personalize_deadline_s": PATIENCE_S, **given}),
             transfer=transfer or TransferSettings(stall_s=2),
