@@ -1,7 +1,9 @@
 """What a plan means on this device: algorithm, model and data, ready to work with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -14,6 +16,7 @@ from shared.algorithms.device import Setup, set_up
 from shared.codec import open_payload
 from shared.config import DataSettings
 from shared.errors import ConfigError, DataError, ModelError
+from shared.messages import Plan
 from shared.model_state import load_state
 from shared.models import build_model, example_input
 
@@ -29,28 +32,26 @@ class Work:
     data: DeviceData
 
 
+@dataclass(frozen=True)
+class _Ground:
+    """What decides a setup, whichever device it is for. digest: of the file `initial`, where there is one."""
+
+    plan: Plan = field(hash=False)
+    batch_size: int
+    digest: str | None
+    initial: Path | None = field(compare=False)
+
+
 def prepare(job: Job, read: Read) -> Work:
     """ConfigError for a plan that cannot be followed or is not trusted, ModelError for a model that is not the
     coordinator's, MalformedPayload for an initial state that is not this model's, DataError where data and model do not
     fit."""
-    plan = job.task.plan
+    task, plan = job.task, job.task.plan
     for name in (plan.model, plan.algorithm):
         if ":" in name and name not in job.trust:
             raise ConfigError(f"this device was asked to import {name!r}, which its `trust` setting does not list")
-    chosen = algorithm(plan.algorithm)
-    hp = hyperparameters(chosen, plan.hyperparameters)
-    hp = hp.model_copy(update={"batch_size": min(hp.batch_size, job.profile.training.batch_size)})
-    example = example_input(plan.model, plan.model_options)
-    model = build_model(plan.model, plan.model_options, seed=plan.seed)
-    if job.initial is not None:
-        with open_payload(job.initial, limit=job.initial.stat().st_size) as payload:
-            load_state(model, payload.subnet)
-    setup = set_up(chosen, hp, model, example)
-    if (setup.layout and setup.layout.digest) != plan.layout:
-        raise ModelError(
-            f"{plan.model} has another channel layout here than at the coordinator: "
-            "run the same version of Talaria and of the model on both sides"
-        )
+    digest = task.initial.digest if task.initial else None
+    setup, example = _set_up(_Ground(plan, job.profile.training.batch_size, digest, job.initial))
     data = read(job.data)
     outputs = len(logits(setup.model, example)[0])
     if data.shape != tuple(example.shape[1:]) or len(data.classes) > outputs:
@@ -59,6 +60,27 @@ def prepare(job: Job, read: Read) -> Work:
             f"{tuple(example.shape[1:])} and tells {outputs} apart: change the device's [data] or the run's [model]"
         )
     return Work(setup, example, data)
+
+
+@lru_cache(maxsize=2)  # where one process works for many devices (simulations), of which few differ in batch_size
+def _set_up(ground: _Ground) -> tuple[Setup, torch.Tensor]:
+    """The plan's algorithm on its model, and an example of the model's inputs."""
+    plan = ground.plan
+    chosen = algorithm(plan.algorithm)
+    hp = hyperparameters(chosen, plan.hyperparameters)
+    hp = hp.model_copy(update={"batch_size": min(hp.batch_size, ground.batch_size)})
+    example = example_input(plan.model, plan.model_options)
+    model = build_model(plan.model, plan.model_options, seed=plan.seed)
+    if ground.initial is not None:
+        with open_payload(ground.initial, limit=ground.initial.stat().st_size) as payload:
+            load_state(model, payload.subnet)
+    setup = set_up(chosen, hp, model, example)
+    if (setup.layout and setup.layout.digest) != plan.layout:
+        raise ModelError(
+            f"{plan.model} has another channel layout here than at the coordinator: "
+            "run the same version of Talaria and of the model on both sides"
+        )
+    return setup, example
 
 
 @torch.inference_mode()
