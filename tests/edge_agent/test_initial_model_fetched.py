@@ -216,7 +216,13 @@ class MakeJob:
             begin.write_bytes(encode_payload(initial, run="run", round=0))
         plan = Plan(model="digitscnn", model_options=OPTIONS, algorithm=algorithm, hyperparameters=hyperparameters)
         return Job(
-            task=make_task(number, action=action, plan=plan, payload=_blob(path)),
+            task=make_task(
+                number,
+                action=action,
+                plan=plan,
+                payload=_blob(path),
+                initial=None if initial is None else _blob(begin),
+            ),
             device="device",
             payload=path,
             initial=None if initial is None else begin,
