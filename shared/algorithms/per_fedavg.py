@@ -90,7 +90,10 @@ def personalize(round_: DeviceRound, hp: PerFedAvgHyperparameters) -> nn.Module:
 
 def hessian_product(gradient: Callable[[Point], Point], at: Point, direction: Point, delta: float) -> Point:
     """The Hessian at a point times a direction, from the gradients `delta` times the direction before and after it."""
-    ahead, behind = gradient(_moved(at, direction, delta)), gradient(_moved(at, direction, -delta))
+    drawn = torch.get_rng_state()
+    ahead = gradient(_moved(at, direction, delta))
+    torch.set_rng_state(drawn)  # dropout has to drop the same units twice, or the difference would be of that
+    behind = gradient(_moved(at, direction, -delta))
     return torch._foreach_div(torch._foreach_sub(ahead, behind), 2 * delta)
 
 
