@@ -75,8 +75,8 @@ def run_job(job: Job, read: Read = load) -> Outcome:
             raise OutOfTime(f"not done within {job.deadline_s:.0f} s: raise the round's deadline, or lower epochs")
 
     with _memory_budget(job), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed(job))  # dropout draws from the global generator
         work = prepare(job, read)
+        torch.manual_seed(_seed(job))  # dropout draws from the global generator
         with open_payload(job.payload, limit=job.task.payload.size) as download:
             check_fits(work.setup, download.subnet)
             round_ = open_round(
@@ -137,9 +137,21 @@ def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
 
 def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:
     """On the test split, which decides nothing."""
-    test = _split(work.data.test)
-    own, common = evaluate(personal, test), evaluate(global_model(work.setup, round_.received), test)
-    return {"accuracy": own.accuracy, "loss": own.loss, "accuracy_global": common.accuracy}
+    test, dense = _split(work.data.test), global_model(work.setup, round_.received)
+    own = evaluate(personal, test)
+    common = own if _same(personal, dense) else evaluate(dense, test)
+    return {
+        "accuracy": own.accuracy,
+        "loss": own.loss,
+        "accuracy_global": common.accuracy,
+        "test_examples": float(own.examples),
+    }
+
+
+def _same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether they are one model: of the same class, with the same tensors."""
+    one, two = model.state_dict(), other.state_dict()
+    return type(model) is type(other) and one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
 def _size(work: Work, round_: DeviceRound, model: nn.Module) -> dict[str, float]:

@@ -27,7 +27,7 @@ from shared.models import build_model, example_input
 from shared.profiles import Profile
 from shared.pruning import shrink
 from shared.tensors import Subnet, Tensors
-from shared.training import Split, evaluate
+from shared.training import Evaluation, Split, evaluate
 
 OPTIONS = {"width": 8}
 DATA = DataSettings(partition=PartitionSettings(kind="iid", devices=8, index=3))
@@ -141,6 +141,41 @@ def test_metrics_are_those_of_what_was_received_on_the_test_split(make_job: Make
     assert metrics["macs"] == metrics["macs_dense"] > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "action", "hyperparameters", "evaluations"),
+    [
+        ("fedavg", "train", {}, 1),  # what it received is its model
+        ("fedavg", "personalize", {}, 1),
+        ("fedavg", "personalize", {"finetune_epochs": 1}, 2),
+        ("fedper", "train", {}, 1),  # its head is still the initial one
+        ("hermes", "train", {}, 1),
+    ],
+)
+def test_one_model_is_evaluated_once(
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    action: str,
+    hyperparameters: dict[str, Any],
+    evaluations: int,
+) -> None:
+    """The same numbers would come again, for the same time."""
+    counted = []
+
+    def counting(model: torch.nn.Module, split: Split) -> Evaluation:
+        counted.append(model)
+        return evaluate(model, split)
+
+    monkeypatch.setattr("edge_agent.worker.evaluate", counting)
+    shared = algorithm(name).share(build_model("digitscnn", OPTIONS, seed=0), algorithm(name).hyperparameters())
+    moved = {key: array + np.asarray(0.01, array.dtype) for key, array in initial(shared.__contains__).items()}
+    download = Subnet(moved)
+    metrics = run_job(make_job(name, action=action, download=download, **hyperparameters)).metrics
+    assert len(counted) == evaluations
+    assert (metrics["accuracy"] == metrics["accuracy_global"]) or evaluations == 2
+    assert metrics["test_examples"] == len(load(DATA).test)
+
+
 def test_uniform_weighting(make_job: MakeJob) -> None:
     job = make_job(weighting="uniform")
     run_job(job)
@@ -211,6 +246,24 @@ def test_finetuning_is_after_the_last_round_only(make_job: MakeJob) -> None:
     tuned = make_job(action="personalize", finetune_epochs=2)
     before, after = run_job(plain).metrics, run_job(tuned).metrics
     assert before["accuracy"] == before["accuracy_global"] == after["accuracy_global"] < after["accuracy"]
+
+
+def test_fedbabu_reports_its_initial_and_its_personalized_accuracy(make_job: MakeJob) -> None:
+    """Initial is the global body under the head that the run's seed drew, on every device the same; during the rounds
+    a device has no other model."""
+    trained = initial(lambda name: not name.startswith("14."))
+    for number in (1, 2, 3):
+        job = make_job("fedbabu", download=Subnet(trained), number=number)
+        metrics = run_job(job).metrics
+        assert metrics["accuracy"] == metrics["accuracy_global"]
+        trained = payload(job.out / UPDATE).subnet.tensors
+    assert not any(name.startswith("14.") for name in trained)
+    model = build_model("digitscnn", OPTIONS, seed=0)
+    load_tensors(model, trained)
+    memory, download = job.out / MEMORY, Subnet(trained)
+    last = run_job(make_job("fedbabu", action="personalize", number=4, download=download, memory=memory)).metrics
+    assert last["accuracy_global"] == evaluate(model, examples(load(DATA).test)).accuracy
+    assert last["accuracy"] > last["accuracy_global"]
 
 
 # --- what a device remembers -----------------------------------------------------------------------------------------
