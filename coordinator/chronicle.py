@@ -1,14 +1,18 @@
 """What happens in a run, told twice: to the live view as it happens, to the journal when a round closes."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from coordinator.fleet import Fleet
 from coordinator.journal import Line
+from shared.evaluation import accuracy_spread
 from shared.messages import Report
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+ACCURACIES = ("accuracy", "accuracy_global")
+"""The metrics that are summed up over the devices, when a round closes and at the end."""
 
 
 @dataclass
@@ -85,7 +89,8 @@ class Chronicle:
             "round": number,
             "attempts": attempts,
             "cohort": sorted(happened.cohort),
-            "accepted": list(happened.accepted.values()),
+            "accepted": [entry for _, entry in sorted(happened.accepted.items())],
+            "evaluation": _evaluation({device: entry["metrics"] for device, entry in happened.accepted.items()}),
             **self._trouble(),
             "wall_s": round(self._clock() - happened.since, 3),
             "bytes_down": happened.bytes_down,
@@ -94,7 +99,7 @@ class Chronicle:
             "digest": digest,
         }
 
-    def personalized(self, number: int, reports: dict[str, Report], digest: str) -> Line:
+    def personalized(self, number: int, reports: dict[str, Report], absent: Iterable[str], digest: str) -> Line:
         """The journal's last line."""
         return {
             "event": "personalized",
@@ -103,6 +108,8 @@ class Chronicle:
                 {"device": device, "examples": report.examples, "metrics": report.metrics}
                 for device, report in reports.items()
             ],
+            "absent": list(absent),
+            "evaluation": _evaluation({device: report.metrics for device, report in reports.items()}),
             **self._trouble(),
             "wall_s": round(self._clock() - self._round.since, 3),
             "digest": digest,
@@ -113,3 +120,9 @@ class Chronicle:
             return [{"device": d, "code": code, "reason": reason} for (d, code), reason in happened.items()]
 
         return {"rejected": entries(self._round.rejected), "failed": entries(self._round.failed)}
+
+
+def _evaluation(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The spread of each accuracy that any of these devices told of, by its name."""
+    spreads = {name: accuracy_spread(metrics, name) for name in ACCURACIES}
+    return {name: asdict(spread) for name, spread in spreads.items() if spread is not None}

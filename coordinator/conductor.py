@@ -82,6 +82,7 @@ class Conductor:
         self._published: tuple[Blob, ...] = ()
         self._line: Line | None = None
         self._unconfirmed: list[tuple[str, Offer]] = []
+        self._known = 0
 
     async def resume(self, checkpoint: Checkpoint) -> None:
         """Continue where the checkpoint, and what lies beside it on the disk, says."""
@@ -153,8 +154,11 @@ class Conductor:
 
     async def _apply(self, event: Event) -> None:
         commands = self._engine.handle(event, self._clock())
-        if commands or self._idle():
+        idle = self._idle()
+        if commands or idle:
             await self._confirm()
+        if not commands and idle and len(self._engine.known) > self._known:
+            await self._save()  # so that a restart waits for them, too
         news = [await self._execute(command) for command in commands]
         if commands:
             await self._save()
@@ -165,7 +169,8 @@ class Conductor:
             self._order(event.device, again=isinstance(event, DeviceOnline))
 
     async def _save(self) -> None:
-        checkpoint = Checkpoint(self._engine.snapshot(), self._line, self._published)
+        snapshot = self._engine.snapshot()
+        checkpoint, self._known = Checkpoint(snapshot, self._line, self._published), len(snapshot.known)
         await asyncio.to_thread(self._directory.save, checkpoint)
 
     async def _execute(self, command: Command) -> News:
@@ -200,14 +205,16 @@ class Conductor:
                     "payload_bytes": payload.size,
                     "deadline_s": self._config.rounds.personalize_deadline_s,
                 }
-            case Finish(reported, failed):
+            case Finish(reported, failed, absent):
                 assert self._payload is not None
                 reports = {device: report for device, report in self._directory.reports().items() if device in reported}
-                self._line = self._chronicle.personalized(self._engine.round, reports, self._payload.digest)
+                self._line = self._chronicle.personalized(self._engine.round, reports, absent, self._payload.digest)
                 return "finished", {
                     "run": self._engine.run,
                     "reported": list(reported),
                     "failed": list(failed),
+                    "absent": list(absent),
+                    "evaluation": self._line["evaluation"],
                     "devices": self._fleet.summary(self._clock()),
                     "run_dir": str(self._directory.path),
                 }
@@ -263,7 +270,7 @@ class Conductor:
             if self._template:
                 wanted[self._template] = self._directory.template
             self._board.payloads(wanted)
-        for device in {*engine.cohort, *(twin.device for twin in self._fleet)}:
+        for device in engine.known:
             self._order(device)
 
     def _order(self, device: str, *, again: bool = False) -> None:

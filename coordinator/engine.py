@@ -5,7 +5,8 @@ every event the transitions in `TRANSITIONS` are applied until none fits; each o
 """
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import get_type_hints
 
@@ -32,8 +33,8 @@ from shared.config import RoundSettings
 from shared.messages import Capabilities
 
 SECOND_CHANCES = 1
-"""How often a device that failed is asked again before the deadline of the attempt: without a bound, a fleet that fails
-at once would be asked in a hot loop; without any, one transient fault would cost the whole deadline."""
+"""How often a device that failed is asked again before the deadline: without a bound, a fleet that fails at once would
+be asked in a hot loop; without any, one transient fault would cost the whole deadline."""
 
 
 class RoundEngine:
@@ -42,6 +43,9 @@ class RoundEngine:
     A device that drops off, or fails, stops being waited for, but may still answer until the round closes. Devices that
     join while a round is open wait for the next attempt or the next round. What failed is asked again for the same
     round only after others, `SECOND_CHANCES` times before the attempt's deadline, and afresh after it.
+
+    The personalization waits for every device that could train at some time of this run, also one that was never in a
+    cohort, or is away or too hot just now. Who fails in it is asked again when it announces itself anew, as often.
     """
 
     def __init__(self, run: str, settings: RoundSettings, *, seed: int = 0, needs: Needs | None = None) -> None:
@@ -50,9 +54,11 @@ class RoundEngine:
         self.attempt = 0
         """Attempts of the current round so far; 0 before it was first opened."""
         self.cohort: tuple[str, ...] = ()
-        """Devices of the current attempt; empty while gathering."""
+        """Devices of the current attempt; empty while none is open."""
         self.deadline: float | None = None
         """When the open attempt, or the personalization, ends."""
+        self.known: set[str] = set()
+        """Devices that could train at some time of this run, online or not."""
         self._settings = settings
         self._seed = seed
         self._needs = needs or Needs()
@@ -60,7 +66,8 @@ class RoundEngine:
         self._online: dict[str, Capabilities | None] = {}
         self._asked: set[str] = set()
         self._answered: dict[str, int] = {}
-        self._failures: dict[str, list[int]] = {}
+        self._failed: set[str] = set()
+        self._failures: Counter[str] = Counter()
         self._turns: dict[str, Turns] = {}
         self._forgiven_at = 0.0
 
@@ -74,10 +81,6 @@ class RoundEngine:
     def answered(self) -> set[str]:
         """Devices whose update (or report) was accepted for the current round."""
         return {device for device, number in self._answered.items() if number == self.round}
-
-    def failed(self) -> set[str]:
-        """Devices that failed in the current attempt, and did not answer."""
-        return {device for device in self._failures if self._failed_now(device)} - self.answered()
 
     def judge(self, device: str, run: str, number: int, action: Action | None = None) -> Verdict:
         """Whether something that `device` sends for round `number` of `run` is welcome now: an answer to `action`."""
@@ -95,10 +98,10 @@ class RoundEngine:
         return Verdict.WELCOME
 
     def wanted(self, device: str) -> Action | None:
-        """What this device should be doing now."""
-        if self._answered.get(device) == self.round or self._failed_now(device):
+        """What this device should be doing now, or when it is back."""
+        if self._answered.get(device) == self.round or device in self._failed:
             return None
-        if self.phase is Phase.PERSONALIZING and device in self._online and self._fit(device):
+        if self.phase is Phase.PERSONALIZING and device in self.known and self._fit(device):
             return "personalize"
         if self.phase in (Phase.GATHERING, Phase.COLLECTING) and device in self._asked:
             return "train"
@@ -129,27 +132,31 @@ class RoundEngine:
         match event:
             case DeviceOnline(device, capabilities):
                 self._online[device] = capabilities
+                if self._fit(device):
+                    self.known.add(device)
+                    if self.phase is Phase.PERSONALIZING and self._failures[device] <= SECOND_CHANCES:
+                        self._failed.discard(device)
             case DeviceOffline(device):
                 self._online.pop(device, None)
             case UpdateAccepted(device, number) | Reported(device, number):
                 if self.judge(device, self.run, number) is Verdict.WELCOME:
                     self._answered[device] = number
             case DeviceFailed(device, number, _):
-                if self.judge(device, self.run, number) is Verdict.WELCOME and not self._failed_now(device):
-                    self._failures.setdefault(device, []).append(self.attempt)
+                hot = self.phase is Phase.PERSONALIZING and not self._fit(device)  # it says so when it recovers
+                if not hot and device not in self._failed and self.judge(device, self.run, number) is Verdict.WELCOME:
+                    self._failed.add(device)
+                    self._failures[device] += 1
 
     # --- derived ----------------------------------------------------------------------------------------------------
 
     def _fit(self, device: str) -> bool:
-        return not unfit(self._online[device], self._needs)
-
-    def _failed_now(self, device: str) -> bool:
-        return self.attempt in self._failures.get(device, ())
+        return not unfit(self._online.get(device), self._needs)
 
     def _missing(self) -> set[str]:
         """Devices that are still waited for."""
-        asked: Iterable[str] = self._online if self.phase is Phase.PERSONALIZING else self.cohort
-        return {device for device in asked if device in self._online and self.wanted(device)}
+        if self.phase is Phase.COLLECTING:
+            return {device for device in self.cohort if device in self._online and self.wanted(device)}
+        return self.known - self.answered() - self._failed
 
     def _candidates(self, now: float) -> set[str]:
         """Devices that can be asked for the current round now."""
@@ -158,7 +165,7 @@ class RoundEngine:
             for device in self._online
             if self._fit(device)
             and self._answered.get(device) != self.round
-            and (len(self._failures.get(device, ())) <= SECOND_CHANCES or now >= self._forgiven_at)
+            and (self._failures[device] <= SECOND_CHANCES or now >= self._forgiven_at)
         }
 
     def _expired(self, now: float) -> bool:
@@ -182,21 +189,19 @@ class RoundEngine:
     def _over_with_quorum(self, now: float) -> bool:
         return self._over(now) and self._quorum(now)
 
-    def _all_personalized(self, now: float) -> bool:
-        return self._expired(now) or (not self._missing() and bool(self.answered() or self.failed()))
-
     # --- actions of the table ---------------------------------------------------------------------------------------
 
     def _open(self, now: float) -> OpenRound:
         settings, answered, candidates = self._settings, self.answered(), self._candidates(now)
         if now >= self._forgiven_at:
             self._failures.clear()
+        self._failed.clear()
         self.attempt += 1
         self.cohort = select(
             candidates,
             None if settings.cohort is None else settings.cohort - len(answered),
             turns=self._turns,
-            failures={device: len(attempts) for device, attempts in self._failures.items()},
+            failures=self._failures,
             draw=random.Random(f"{self._seed}/{self.round}/{self.attempt}"),
         )
         self._asked.update(self.cohort)
@@ -216,17 +221,19 @@ class RoundEngine:
         self._closed += 1
         self.attempt, self.cohort, self.deadline = 0, (), None
         self._asked.clear()
+        self._failed.clear()
         self._failures.clear()
         return command
 
     def _personalize(self, now: float) -> OpenPersonalization:
         self.deadline = now + self._settings.personalize_deadline_s
-        self.cohort = tuple(sorted(device for device in self._online if self._fit(device)))
         return OpenPersonalization(self.round)
 
     def _finish(self, now: float) -> Finish:
         self.deadline = None
-        return Finish(tuple(sorted(self.answered())), tuple(sorted(self.failed())))
+        reported = self.answered()
+        failed, absent = self._failed - reported, self._missing()
+        return Finish(tuple(sorted(reported)), tuple(sorted(failed)), tuple(sorted(absent)))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -237,6 +244,7 @@ class RoundEngine:
             attempt=self.attempt,
             cohort=self.cohort,
             asked=tuple(sorted(self._asked)),
+            known=tuple(sorted(self.known)),
             answered=dict(self._answered),
             turns=dict(self._turns),
         )
@@ -244,20 +252,18 @@ class RoundEngine:
     def restore(self, snapshot: Snapshot, answered: Iterable[str], now: float) -> None:
         """Continue from a checkpoint; `answered`: devices whose answer to the current round is on disk.
 
-        Devices that were being waited for are believed online until their presence says otherwise, and an open attempt
-        gets its full time again.
+        Devices of an open attempt are believed online until their presence says otherwise, and an open attempt, or the
+        personalization, gets its full time again.
         """
         self.phase, self._closed, self.attempt = snapshot.phase, snapshot.closed, snapshot.attempt
-        self.cohort, self._asked = snapshot.cohort, set(snapshot.asked)
+        self.cohort, self._asked, self.known = snapshot.cohort, set(snapshot.asked), set(snapshot.known)
         self._answered = {**snapshot.answered, **dict.fromkeys(answered, self.round)}
         self._turns = dict(snapshot.turns)
         self._online = dict.fromkeys(snapshot.cohort)
-        times: Mapping[Phase, float] = {
-            Phase.COLLECTING: self._settings.deadline_s,
-            Phase.PERSONALIZING: self._settings.personalize_deadline_s,
-        }
-        if self.phase in times:
-            self.deadline = self._forgiven_at = now + times[self.phase]
+        if self.phase is Phase.COLLECTING:
+            self.deadline = self._forgiven_at = now + self._settings.deadline_s
+        if self.phase is Phase.PERSONALIZING:
+            self.deadline = now + self._settings.personalize_deadline_s
 
 
 @dataclass(frozen=True)
@@ -279,7 +285,7 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(GATHERING, "enough devices are ready", E._ready, COLLECTING, E._open),
     Transition(COLLECTING, "all answered or deadline, with quorum", E._over_with_quorum, GATHERING, E._close),
     Transition(COLLECTING, "all answered or deadline, without quorum", E._over, GATHERING, E._abandon),
-    Transition(PERSONALIZING, "all reported or deadline", E._all_personalized, FINISHED, E._finish),
+    Transition(PERSONALIZING, "all reported or deadline", E._over, FINISHED, E._finish),
 )
 """Every transition there is; the first that fits is taken."""
 

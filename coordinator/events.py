@@ -88,17 +88,19 @@ class AbandonRound:
 
 @dataclass(frozen=True)
 class OpenPersonalization:
-    """All rounds are closed: every device makes the final model its own. `number` is the last round's plus one."""
+    """All rounds are closed: every known device, online or not, makes the final model its own. `number` is the last
+    round's plus one."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over."""
+    """The run is over. Of the known devices, `absent` are those from which nothing came in the personalization."""
 
     reported: tuple[str, ...]
     failed: tuple[str, ...]
+    absent: tuple[str, ...]
 
 
 Command: TypeAlias = OpenRound | CloseRound | AbandonRound | OpenPersonalization | Finish
@@ -127,6 +129,7 @@ class Verdict(StrEnum):
 class Snapshot:
     """What a checkpoint keeps of the engine. Who is online is not in it: presence is retained at the broker.
 
+    known     devices that could train at some time of the run
     answered  device -> the last round that it answered, with an update or a report
     """
 
@@ -135,5 +138,6 @@ class Snapshot:
     attempt: int = 0
     cohort: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
     answered: dict[str, int] = field(default_factory=dict)
     turns: dict[str, Turns] = field(default_factory=dict)

@@ -36,7 +36,8 @@ def line(event: dict[str, Any]) -> str | None:
             return f"round {event['round']} is asked again: {event['reason']}"
         case "closed":
             updates = f"{len(event['accepted'])} of {len(event['cohort'])} updates"
-            return f"round {event['round']} closed: {updates}, {_size(event['bytes_up'])} up, {event['wall_s']:.1f} s"
+            moved = f"{_size(event['bytes_up'])} up, {event['wall_s']:.1f} s"
+            return f"round {event['round']} closed: {updates}, {moved}{_accuracy(event['evaluation'])}"
         case "personalizing":
             return "every device makes the model its own"
         case "reported":
@@ -45,7 +46,13 @@ def line(event: dict[str, Any]) -> str | None:
         case "warning":
             return f"warning: {event['text']}"
         case "finished":
-            return f"finished: {len(event['reported'])} devices reported; everything is in {event['run_dir']}"
+            left = "".join(
+                f"; {text}: {', '.join(event[name])}"
+                for name, text in (("failed", "failed"), ("absent", "never came back"))
+                if event[name]
+            )
+            reported = f"{len(event['reported'])} devices reported{_accuracy(event['evaluation'])}"
+            return f"finished: {reported}{left}; everything is in {event['run_dir']}"
     return None
 
 
@@ -79,6 +86,14 @@ class Narrator:
             self._progress.update(self._task, completed=event["round"] - (event["event"] == "opened"))
         if (text := line(event)) is not None:
             self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _accuracy(evaluation: dict[str, dict[str, Any]]) -> str:
+    """How the devices' own models do; empty where nobody told."""
+    if (own := evaluation.get("accuracy")) is None:
+        return ""
+    worst = f"worst {own['worst']:.1%} ({own['worst_device']})"
+    return f", accuracy {own['weighted_mean']:.1%}, tenth percentile {own['p10']:.1%}, {worst}"
 
 
 def _size(number: float) -> str:

@@ -11,11 +11,11 @@ accepted       round, device, examples, weight, bytes, kept, metrics
 rejected       device, code, reason (once per device, code and round)
 failed         device, round, code, reason
 abandoned      round, attempt, reason
-closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, wall_s, ...
+closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, evaluation, ...
 personalizing  round, payload_bytes, deadline_s
 reported       device, examples, metrics
 warning        text
-finished       run, reported, failed, run_dir, devices (coordinator.fleet.Fleet.summary)
+finished       run, reported, failed, absent, evaluation, run_dir, devices (coordinator.fleet.Fleet.summary)
 """
 
 import asyncio
@@ -47,12 +47,6 @@ from shared.transfer import chunk_size, indices, ranges_of, send_chunks
 
 if TYPE_CHECKING:
     from coordinator.ledger import Ledger
-
-TRAINING_COPIES = 4
-"""Weights, gradients, what was received and what is sent: what a trainer needs at least, in sizes of the model."""
-SMALLEST_PACKET = 4096
-"""Devices that take less are not asked: the payload would have to be cut to their measure for the whole fleet."""
-
 
 GOODBYE_S = 1.0
 """How long a broker that does not answer may hold up the end."""
@@ -145,8 +139,7 @@ class Coordinator:
 
     async def _connect(self, run: str, checkpoint: Checkpoint, ledger: "Ledger") -> None:
         config = self._config
-        needs = Needs(memory_mib=TRAINING_COPIES * ledger.limit // 2**20, packet=SMALLEST_PACKET)
-        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=needs)
+        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=Needs.of(ledger.limit))
         self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
         will = Will(self._topics.coordinator, encode_message(self._gone))
         self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
@@ -262,8 +255,8 @@ class Coordinator:
         self._supplies[device].add_done_callback(lambda _: self._supplies.pop(device, None))
 
     def _chunk(self) -> int:
-        """Bytes of a chunk that the broker and every device that can be asked take now."""
-        able = [twin.capabilities for twin in self._fleet if twin.online and not self._engine.unfit(twin.capabilities)]
+        """Bytes of a chunk that the broker takes now, and every device that can be asked, now or when it is back."""
+        able = [twin.capabilities for twin in self._fleet if not self._engine.unfit(twin.capabilities)]
         return chunk_size(min([self._link.max_packet, *(each.max_packet for each in able if each)]))
 
     # --- telling ------------------------------------------------------------------------------------------------------

@@ -27,7 +27,12 @@ def answering(change: Callable[[str, Tensors], Tensors], name: str, examples: in
     def train(tensors: Tensors, task: Task) -> bytes:
         subnet = Subnet(change(name, tensors))
         return encode_payload(
-            subnet, run=task.run, round=task.round, examples=examples, weight=float(examples), metrics={"accuracy": 0.5}
+            subnet,
+            run=task.run,
+            round=task.round,
+            examples=examples,
+            weight=float(examples),
+            metrics={"accuracy": 0.5, "test_examples": float(examples)},
         )
 
     return train
@@ -168,7 +173,8 @@ class FakeDevice:
             self._working = False
             self._do(self.say(answer))
         elif answer is not None and task.action == "personalize":
-            self._do(self.say(Report(run=task.run, round=task.round, examples=EXAMPLES, metrics={"accuracy": 1.0})))
+            metrics = {"accuracy": 1.0, "test_examples": float(EXAMPLES)}
+            self._do(self.say(Report(run=task.run, round=task.round, examples=EXAMPLES, metrics=metrics)))
         elif answer is not None:
             update = self.folder / f"{task.round}.update"
             update.write_bytes(answer)

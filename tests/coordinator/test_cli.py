@@ -131,6 +131,18 @@ def test_every_event_has_a_line_or_is_silent(finished: World) -> None:
     assert line({"event": "something new"}) is None
 
 
+def test_the_end_says_how_the_fleet_fares_and_who_is_missing() -> None:
+    event = {"event": "finished", "reported": ["a", "b"], "failed": ["c"], "absent": ["d", "e"], "run_dir": "runs/1"}
+    own = {"count": 2, "weighted_mean": 0.9, "mean": 0.8, "deviation": 0.1, "p10": 0.725}
+    accuracy = {"accuracy": own | {"worst": 0.7, "worst_device": "b"}}
+    assert line(event | {"evaluation": accuracy}) == (
+        "finished: 2 devices reported, accuracy 90.0%, tenth percentile 72.5%, worst 70.0% (b); failed: c; "
+        "never came back: d, e; everything is in runs/1"
+    )
+    everybody = event | {"failed": [], "absent": [], "evaluation": {}}
+    assert line(everybody) == "finished: 2 devices reported; everything is in runs/1"
+
+
 def test_the_preparation_in_a_child_says_what_it_does(begin: Begin) -> None:
     directory = begin()
     done = subprocess.run(

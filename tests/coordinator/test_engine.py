@@ -51,7 +51,7 @@ def test_a_run_from_gathering_to_finished() -> None:
     assert answer(rounds, "b", "a", now=9) == [CloseRound(2, 1), OpenPersonalization(3)]
     assert rounds.next_deadline(9) == 59
     assert rounds.handle(Reported("a", 3), 10) == []
-    assert rounds.handle(Reported("b", 3), 11) == [Finish(("a", "b"), ())]
+    assert rounds.handle(Reported("b", 3), 11) == [Finish(("a", "b"), (), ())]
     assert rounds.phase is Phase.FINISHED
     assert rounds.next_deadline(11) is None
     assert online(rounds, "c") == []
@@ -190,22 +190,43 @@ def test_verdicts() -> None:
     assert rounds.judge("x", "run", 1) is Verdict.STALE
 
 
-def test_everybody_personalizes_also_who_comes_late_and_who_failed_is_not_waited_for() -> None:
+def personalizing(*others: str) -> RoundEngine:
+    """a and b have closed the only round; the others were online, and in no cohort."""
     rounds = engine()
-    online(rounds, "a", "b")
-    online(rounds, "c")
+    online(rounds, "a", "b", *others)
     answer(rounds, "a", "b")
+    assert rounds.phase is Phase.PERSONALIZING
+    return rounds
+
+
+def test_everybody_personalizes_also_who_was_in_no_cohort_and_who_comes_late() -> None:
+    rounds = personalizing("c")
     assert {device: rounds.wanted(device) for device in "abc"} == dict.fromkeys("abc", "personalize")
     online(rounds, "late", now=5)
     assert rounds.wanted("late") == "personalize"
-    for device in ("a", "late"):
+    for device in ("a", "late", "b"):
         assert rounds.handle(Reported(device, 2), 6) == []
-    assert rounds.handle(DeviceFailed("b", 2, "no_data"), 7) == []
-    assert rounds.handle(DeviceOffline("c"), 8) == [Finish(("a", "late"), ("b",))]
-    assert rounds.judge("c", "run", 2) is Verdict.STALE
+    assert rounds.handle(Reported("c", 2), 7) == [Finish(("a", "b", "c", "late"), (), ())]
 
 
-def test_personalization_waits_for_an_absent_fleet_until_its_deadline() -> None:
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_who_is_away_is_waited_for_and_finds_its_task_when_it_is_back(when: str) -> None:
+    rounds = engine()
+    online(rounds, "a", "b", "c")
+    if when == "before":
+        rounds.handle(DeviceOffline("c"), 1)
+    answer(rounds, "a", "b", now=4)
+    if when == "meanwhile":
+        rounds.handle(DeviceOffline("c"), 5)
+    for device in "ab":
+        assert rounds.handle(Reported(device, 2), 6) == []
+    assert rounds.wanted("c") == "personalize"
+    assert online(rounds, "c", now=30) == []
+    assert rounds.wanted("c") == "personalize"
+    assert rounds.handle(Reported("c", 2), 31) == [Finish(("a", "b", "c"), (), ())]
+
+
+def test_the_personalization_waits_for_an_absent_fleet_until_its_deadline() -> None:
     rounds = engine()
     online(rounds, "a", "b")
     answer(rounds, "a")
@@ -213,7 +234,69 @@ def test_personalization_waits_for_an_absent_fleet_until_its_deadline() -> None:
     rounds.handle(DeviceOffline("b"), 3)
     assert answer(rounds, "b", now=4)[-1] == OpenPersonalization(2)
     assert rounds.handle(Tick(), 53) == []
-    assert rounds.handle(Tick(), 54) == [Finish((), ())]
+    assert rounds.handle(Tick(), 54) == [Finish((), (), ("a", "b"))]
+
+
+def test_who_failed_to_personalize_is_not_waited_for() -> None:
+    rounds = personalizing()
+    assert rounds.handle(DeviceFailed("b", 2, "no_data"), 7) == []
+    assert rounds.wanted("b") is None
+    assert rounds.handle(Reported("a", 2), 8) == [Finish(("a",), ("b",), ())]
+    assert rounds.judge("b", "run", 2) is Verdict.STALE
+
+
+def test_who_failed_to_personalize_is_asked_again_when_it_announces_itself_and_not_for_ever() -> None:
+    rounds = personalizing()
+    asked = 0
+    for now in range(1, 20):
+        assert rounds.handle(DeviceFailed("b", 2, "out_of_memory"), now) == []
+        assert rounds.wanted("b") is None
+        assert online(rounds, "b", now=now) == []
+        asked += rounds.wanted("b") == "personalize"
+    assert asked == 1
+    assert rounds.handle(Reported("a", 2), 20) == [Finish(("a",), ("b",), ())]
+
+
+def test_a_second_chance_that_is_taken_counts() -> None:
+    rounds = personalizing()
+    rounds.handle(DeviceFailed("b", 2, "out_of_memory"), 1)
+    online(rounds, "b", now=2)
+    assert rounds.handle(Reported("a", 2), 3) == []  # b is waited for again
+    assert rounds.handle(Reported("b", 2), 4) == [Finish(("a", "b"), (), ())]
+
+
+def test_failures_of_the_rounds_do_not_count_in_the_personalization() -> None:
+    rounds = engine(min_devices=3)
+    online(rounds, "a", "b", "c")
+    rounds.handle(DeviceFailed("c", 1, "broken"), 1)
+    answer(rounds, "a", "b")
+    assert rounds.phase is Phase.PERSONALIZING
+    assert rounds.wanted("c") == "personalize"
+
+
+def test_who_is_too_hot_to_personalize_is_waited_for_until_it_has_cooled_down() -> None:
+    rounds = personalizing()
+    hot = Capabilities(profile="phone", train=False, reason="82 C")
+    for now in range(1, 6):  # as often as it takes: it is the device that says when
+        assert rounds.handle(DeviceOnline("b", hot), now) == []
+        assert rounds.wanted("b") is None
+        assert rounds.handle(DeviceFailed("b", 2, "unhealthy"), now) == []  # the same thing again
+        assert online(rounds, "b", now=now) == []
+        assert rounds.wanted("b") == "personalize"
+    assert rounds.handle(Reported("a", 2), 6) == []
+    assert rounds.handle(Reported("b", 2), 7) == [Finish(("a", "b"), (), ())]
+
+
+def test_what_never_could_train_is_neither_waited_for_nor_missed() -> None:
+    rounds = engine()
+    rounds.handle(DeviceOnline("display", Capabilities(profile="display", train=False)), 0)
+    online(rounds, "a", "b")
+    answer(rounds, "a", "b")
+    assert rounds.wanted("display") is None
+    rounds.handle(DeviceOffline("display"), 2)
+    assert rounds.wanted("display") is None
+    rounds.handle(Reported("a", 2), 3)
+    assert rounds.handle(Reported("b", 2), 4) == [Finish(("a", "b"), (), ())]
 
 
 def test_turns_go_round_and_the_seed_decides_among_equals() -> None:
@@ -246,14 +329,15 @@ def test_a_restart_continues_the_same_attempt(answered: tuple[str, ...]) -> None
 
 
 def test_a_restart_in_the_personalization_waits_for_the_same_devices() -> None:
-    before = engine()
-    online(before, "a", "b")
-    answer(before, "a", "b")
+    before = personalizing("c")
+    before.handle(DeviceOffline("c"), 2)
     after = engine()
     after.restore(before.snapshot(), ["a"], now=0)
     assert after.phase is Phase.PERSONALIZING
-    assert after.wanted("b") == "personalize"
-    assert after.handle(Reported("b", 2), 1) == [Finish(("a", "b"), ())]
+    assert after.next_deadline(0) == 50
+    assert after.handle(Reported("b", 2), 1) == []  # c is away, and waited for
+    assert after.wanted("c") == "personalize"
+    assert after.handle(Reported("c", 2), 2) == [Finish(("a", "b", "c"), (), ())]
 
 
 def test_the_empty_snapshot_is_a_fresh_engine() -> None:

@@ -50,6 +50,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.engine = RoundEngine("run", self.settings, seed=seed)
         self.now = 0.0
         self.online: set[str] = set()
+        self.able: set[str] = set()
         self.opened: list[OpenRound] = []
         self.closed: list[int] = []
         self.counted: dict[int, list[str]] = {}
@@ -86,14 +87,19 @@ class AnyOrder(RuleBasedStateMachine):
             case OpenPersonalization(number):
                 assert self.closed == list(range(1, self.settings.count + 1))
                 assert number == self.settings.count + 1
-            case Finish(reported, failed):
-                assert not set(reported) & set(failed)
+                self.ends = self.now + self.settings.personalize_deadline_s
+            case Finish(reported, failed, absent):
+                assert len({*reported, *failed, *absent}) == len(reported) + len(failed) + len(absent)
                 assert set(reported) == set(self.counted.get(self.settings.count + 1, ()))
+                assert {*reported, *failed, *absent} >= self.able
+                assert not absent or self.now >= self.ends, "it did not wait for everybody"
                 self.finished = True
 
     @rule(name=device, able=st.booleans())
     def comes(self, name: str, able: bool) -> None:
         self.online.add(name)
+        if able and not self.finished:
+            self.able.add(name)
         self.send(DeviceOnline(name, Capabilities(profile="p", train=able)))
 
     @rule(name=device)
@@ -127,7 +133,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def restarts(self) -> None:
-        """A restart forgets who is online and who failed, and nothing else."""
+        """A restart forgets who is online and who failed, gives the open phase its full time, and nothing else."""
         snapshot = self.engine.snapshot()
         answered = self.counted.get(self.engine.round, [])
         fresh = RoundEngine("run", self.settings, seed=self.seed)
@@ -135,8 +141,14 @@ class AnyOrder(RuleBasedStateMachine):
         assert fresh.snapshot() == snapshot
         assert fresh.answered() == set(answered)
         self.engine = fresh
+        self.ends = self.now + self.settings.personalize_deadline_s
         for name in DEVICES:  # presence is retained
-            self.send(DeviceOnline(name, None) if name in self.online else DeviceOffline(name))
+            able = name in self.able
+            self.send(
+                DeviceOnline(name, Capabilities(profile="p", train=able))
+                if name in self.online
+                else DeviceOffline(name)
+            )
 
     @invariant()
     def only_asked_devices_have_work(self) -> None:
@@ -146,8 +158,9 @@ class AnyOrder(RuleBasedStateMachine):
                     assert name in self.asked[self.engine.round]
                     assert name not in self.counted.get(self.engine.round, ())
                 case "personalize":
-                    assert name in self.online
+                    assert name in self.able
                     assert len(self.closed) == self.settings.count
+                    assert name not in self.counted.get(self.engine.round, ())
 
     @invariant()
     def time_goes_on(self) -> None:

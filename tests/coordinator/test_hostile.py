@@ -187,7 +187,7 @@ async def test_an_update_that_is_not_what_its_digest_says(begin: Begin, tmp_path
 
 
 async def test_a_device_that_vanishes_in_its_upload(begin: Begin, tmp_path: Path) -> None:
-    world = World(begin(count=1, min_devices=3), tmp_path)
+    world = World(begin(count=1, min_devices=3, personalize_deadline_s=0.5), tmp_path)
     chunk = Chunk(digest=DIGEST, index=0, data=b"x" * 512)
     gone = world.device("gone", uploading(world, "gone", 2048, chunk, then=lambda: world.broker.cut("gone")))
     async with running(world.device("a"), world.device("b"), gone):

@@ -55,16 +55,23 @@ async def test_a_whole_run(begin: Begin, tmp_path: Path) -> None:
     size = light.tasks[0].payload.size
     assert first["cohort"] == ["heavy", "light"]
     assert {e["device"]: (e["examples"], e["weight"], e["kept"], e["metrics"]) for e in first["accepted"]} == {
-        "light": (2, 2.0, 1.0, {"accuracy": 0.5}),
-        "heavy": (6, 6.0, 1.0, {"accuracy": 0.5}),
+        "light": (2, 2.0, 1.0, {"accuracy": 0.5, "test_examples": 2.0}),
+        "heavy": (6, 6.0, 1.0, {"accuracy": 0.5, "test_examples": 6.0}),
     }
+    half = {"count": 2, "weighted_mean": 0.5, "mean": 0.5, "deviation": 0.0, "p10": 0.5}
+    assert first["evaluation"] == {"accuracy": half | {"worst": 0.5, "worst_device": "heavy"}}
+    assert world.told("closed")[0]["evaluation"] == first["evaluation"]
     assert (first["rejected"], first["failed"], first["attempts"]) == ([], [], 1)
     assert first["bytes_up"] == sum(entry["bytes"] for entry in first["accepted"])
     assert (first["payload_bytes"], first["bytes_down"]) == (size, 2 * size)
     assert first["digest"] == light.tasks[1].payload.digest
     assert rounds[2]["devices"] == [
-        {"device": name, "examples": EXAMPLES, "metrics": {"accuracy": 1.0}} for name in ("heavy", "light")
+        {"device": name, "examples": EXAMPLES, "metrics": {"accuracy": 1.0, "test_examples": EXAMPLES}}
+        for name in ("heavy", "light")
     ]
+    assert (rounds[2]["absent"], rounds[2]["failed"]) == ([], [])
+    assert rounds[2]["evaluation"]["accuracy"]["worst"] == 1.0
+    assert world.told("finished")[0]["evaluation"] == rounds[2]["evaluation"]
     twin = world.told("finished")[0]["devices"]["light"]
     assert (twin["accepted"], twin["rejected"], twin["failed"], twin["online"]) == (2, {}, {}, True)
     assert twin["bytes_up"] == sum(

@@ -1,9 +1,10 @@
-"""An agent is killed while it trains, and while it uploads; started again, it goes on where it was."""
+"""An agent is killed while it trains, while it uploads, and before the last phase; started again, it goes on."""
 
 import asyncio
 import re
 from pathlib import Path
 
+import pytest
 from processes import FLEET, PATIENCE_S, Agent, Coordinator, Sniffer, System
 from scripted_fleet import constant, device, running
 
@@ -62,6 +63,30 @@ async def test_killed_in_its_upload_it_goes_on_with_the_missing_chunks(system: S
     assert len(before) + len(after) <= offer.blob.chunks + 2 * WINDOW, "what had arrived was sent again"
     assert not any(re.search(r"round 1\b.*train", line) for line in phone.lines[said:]), "it trained again"
     _check_counted_once(coordinator)
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "coordinator-too"])
+async def test_killed_in_the_last_round_it_personalizes_when_it_is_back(system: System, restarted: bool) -> None:
+    system.start_broker()
+    coordinator = await system.coordinator(devices=3, epochs=500, limits={"quorum": 2})
+    async with running(*(device(system, name, constant(1, 1)) for name in ("a", "b"))):
+        phone = await system.agent("phone")
+        await phone.says("round 1: train")
+        await phone.kill()
+        for name in ("a", "b"):
+            await coordinator.event("reported", device=name)
+        if restarted:
+            await coordinator.kill()
+        await phone.start()
+        await phone.says("round 2: personalize")  # the broker has kept the task for it
+        if restarted:
+            await coordinator.start()
+        finished = await coordinator.finished()
+    assert await phone.ended() == 0
+    assert (finished["reported"], finished["failed"], finished["absent"]) == (["a", "b", "phone"], [], [])
+    assert not coordinator.events("accepted", device="phone")
+    assert finished["evaluation"]["accuracy"]["count"] == 3
+    assert (system.folder / "devices/phone" / EXPORTED).is_file()
 
 
 def _chunks(sniffer: Sniffer, since: int = 0) -> list[int]:
