@@ -6,7 +6,7 @@ starts                            how often a coordinator was started here
 state.json                        the checkpoint: the engine, which global payload, the last journal line
 globals/00003.payload             dense shared tensors (and what of them is valid) that round 3 starts from
 downloads/00003.payload           what round 3's cohort is sent, where that is not all of the global payload
-rounds/00003/00001-phone.update   accepted updates of round 3, numbered in order of arrival
+rounds/00003/phone.update         accepted updates of round 3
 rounds/00003/incoming/            updates that are being received
 reports/phone.json                metrics of the personalized devices
 definition.json                   what devices are told, and the channel layout
@@ -19,7 +19,6 @@ the previous round's payload stays a round longer, for it may still be on its wa
 """
 
 import fcntl
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,6 @@ from shared.config import RunConfig
 from shared.errors import StateError
 from shared.files import atomic_write, sync_directory
 from shared.messages import Blob, Identifier, Report
-from shared.topics import NAME
 
 
 @dataclass(frozen=True)
@@ -158,17 +156,13 @@ class RunDirectory:
         return self._round(number) / "incoming"
 
     def accepted(self, number: int) -> dict[str, Path]:
-        """Device -> its accepted update of this round, in order of arrival."""
-        found = {}
-        for path in sorted(self._round(number).glob("*.update")):
-            if match := re.fullmatch(rf"[0-9]{{5,}}-({NAME})\.update", path.name):
-                found[match[1]] = path
-        return found
+        """Device -> its accepted update of this round, by name."""
+        return dict(sorted((path.stem, path) for path in self._round(number).glob("*.update")))
 
     def accept(self, number: int, device: str, received: Path) -> Path:
-        """Move a received update, whose bytes are durable, behind those that came before: after a kill it counts, after
-        a power failure only when `confirm` returned before."""
-        place = self._round(number) / f"{len(self.accepted(number)) + 1:05}-{device}.update"
+        """Move a received update, whose bytes are durable, to the accepted ones: after a kill it counts, after a power
+        failure only when `confirm` returned before."""
+        place = self._round(number) / f"{device}.update"
         received.replace(place)
         return place
 

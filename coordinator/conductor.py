@@ -92,7 +92,7 @@ class Conductor:
         if snapshot.phase is Phase.PERSONALIZING:
             answered = [device for device, report in self._directory.reports().items() if report.round == number]
         else:
-            entries = await asyncio.to_thread(self._ledger.open, number)
+            entries = await asyncio.to_thread(self._ledger.accepted, number)
             answered = list(entries)
         self._engine.restore(snapshot, answered, self._clock())
         await self._describe_payload(number)
@@ -176,8 +176,6 @@ class Conductor:
     async def _execute(self, command: Command) -> News:
         match command:
             case OpenRound(number, attempt, cohort):
-                if attempt == 1:
-                    await asyncio.to_thread(self._ledger.open, number)
                 payload = await self._open_payload()
                 if attempt == 1:
                     self._chronicle.begin(payload.size)

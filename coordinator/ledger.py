@@ -1,6 +1,9 @@
 """The global tensors of a run and what becomes of them: every accepted update counts once, whatever happens.
 
-Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator, and at the end of a round the result.
+Updates are folded when the round closes, in the order of their devices' names: float addition is not associative, and
+neither the order of arrival nor a restart may show in the result, not even in its last bits.
+
+Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator at the end of a round.
 """
 
 from pathlib import Path
@@ -9,10 +12,10 @@ from typing import Any
 from coordinator.admission import Admission, kept
 from coordinator.checkpoints import RunDirectory
 from coordinator.definition import Definition
-from shared.aggregation import Accumulator
+from shared.aggregation import Update
 from shared.algorithms import algorithm, hyperparameters
 from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
-from shared.errors import RefusedUpdate, StateError
+from shared.errors import MalformedPayload, RefusedUpdate, StateError
 from shared.files import sync_directory, sync_file
 from shared.messages import PayloadHeader
 from shared.pruning import take
@@ -48,17 +51,19 @@ class Ledger:
             self.limit = sum(array.nbytes + ALIGNMENT for array in tensors.values()) + MAX_HEADER
             """Bytes of the largest update that can be acceptable."""
             self._admission = Admission.of(self._run, tensors, self._layout, self._settings.weighting, self.limit)
-        self._accumulator = self._fresh()
 
-    def open(self, number: int) -> dict[str, dict[str, Any]]:
-        """Start, or resume, round `number`; journal entries of the updates that were accepted before, by device."""
-        self._accumulator = self._fresh()
+    def accepted(self, number: int) -> dict[str, dict[str, Any]]:
+        """Journal entries of the updates of round `number` that were accepted so far, by device.
+
+        StateError names one that is damaged by now.
+        """
         entries = {}
         for device, path in self._directory.accepted(number).items():
             try:
-                entries[device] = self._fold(path, device, number)
+                with self._admission.examine(path, number) as (update, header):
+                    entries[device] = self._entry(device, path, header, kept(update.subnet.held))
             except RefusedUpdate as error:
-                raise StateError(f"{path} was accepted and is damaged now ({error}); remove it to go on") from error
+                raise _damaged(path, error) from error
         return entries
 
     def download(self, number: int) -> Path:
@@ -67,36 +72,37 @@ class Ledger:
         return partial if partial.exists() else self._directory.global_payload(number)
 
     def take(self, device: str, number: int, path: Path, examples: int) -> dict[str, Any]:
-        """Admit and fold a received update; its journal entry. It counts once `RunDirectory.confirm` has returned.
+        """Admit a received update; its journal entry. It counts once `RunDirectory.confirm` has returned.
 
         RefusedUpdate says why it is not taken: then nothing of it stays.
         """
         try:
             with self._admission.examine(path, number, examples) as (update, header):
                 path = self._directory.accept(number, device, path)
-                self._accumulator.add(update)
                 return self._entry(device, path, header, kept(update.subnet.held))
         except RefusedUpdate:
             path.unlink()
             raise
 
     def close(self, number: int) -> None:
-        """Make the accepted updates the tensors that round `number + 1` starts from, on disk."""
+        """Make the accepted updates the tensors that round `number + 1` starts from, on disk.
+
+        StateError names an update that is damaged by now.
+        """
+        accumulator = self._algorithm.aggregate(self._layout, self._settings)
+        for path in self._directory.accepted(number).values():
+            try:
+                with open_payload(path, limit=self.limit) as payload:
+                    accumulator.add(Update(payload.subnet, payload.header.weight))
+            except MalformedPayload as error:
+                raise _damaged(path, error) from error
         with open_payload(self._directory.global_payload(number), limit=self.limit) as payload:
-            aggregate = self._accumulator.result(payload.subnet.tensors)
+            aggregate = accumulator.result(payload.subnet.tensors)
             write_tensors(self._directory.global_payload(number + 1), Subnet(aggregate.tensors), self._run, number + 1)
         valid = aggregate.valid
         if valid is not None and self._layout is not None and kept(valid) < 1:
             partial = Subnet(take(aggregate.tensors, self._layout, valid), valid)
             write_tensors(self._directory.download(number + 1), partial, self._run, number + 1)
-
-    def _fresh(self) -> Accumulator:
-        return self._algorithm.aggregate(self._layout, self._settings)
-
-    def _fold(self, path: Path, device: str, number: int) -> dict[str, Any]:
-        with self._admission.examine(path, number) as (update, header):
-            self._accumulator.add(update)
-            return self._entry(device, path, header, kept(update.subnet.held))
 
     @staticmethod
     def _entry(device: str, path: Path, header: PayloadHeader, share: float) -> dict[str, Any]:
@@ -108,3 +114,7 @@ class Ledger:
             "kept": share,
             "metrics": header.metrics,
         }
+
+
+def _damaged(path: Path, error: Exception) -> StateError:
+    return StateError(f"{path} was accepted and is damaged now ({error}); remove it to go on")

@@ -51,7 +51,7 @@ class Aggregate:
 
 
 class Accumulator(Protocol):
-    """Folds the updates of one round as they arrive. Its memory does not depend on how many there are."""
+    """Folds the updates of one round, one after the other. Its memory does not depend on how many there are."""
 
     def add(self, update: Update) -> None:
         """Fold one admitted update: names and shapes are those of the run. Nothing of it is kept, or written to."""
@@ -79,8 +79,8 @@ class WeightedMean:
     """Per coordinate, sum(weight * value) / sum(weight) over the updates that hold it; without masks, FedAvg.
 
     Where nobody holds a coordinate, or with Overlap.ALL not everybody, its previous value stays. Integer tensors
-    (BatchNorm's counters) become their maximum. Sums are float32 (float64 for float64 tensors), so the order of
-    arrival shows in the last bits only.
+    (BatchNorm's counters) become their maximum. Sums are float32 (float64 for float64 tensors), so the order of the
+    updates shows, but in the last bits only.
     """
 
     def __init__(self, layout: ChannelLayout | None, *, overlap: Overlap) -> None:

@@ -1,6 +1,8 @@
 """Killed between any two steps on the disk and started again, a run ends as if nothing had happened."""
 
+import shutil
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from coordinator.checkpoints import Checkpoint, RunDirectory
 from coordinator.events import Phase, Snapshot
 from coordinator.journal import read_journal
 from coordinator.ledger import Ledger
-from shared.codec import encode_payload, open_payload
+from shared.aggregation import Overlap, Update, WeightedMean
+from shared.codec import decode_payload, encode_payload, open_payload
 from shared.errors import ConfigError, StateError
 from shared.messages import Blob, Report
 from shared.tensors import Subnet, Tensors
@@ -44,7 +47,7 @@ def go_on(directory: RunDirectory, receipts: set[tuple[int, str]]) -> None:
     while checkpoint.round <= ROUNDS:
         number = checkpoint.round
         ledger = Ledger(directory, number)
-        done = set(ledger.open(number))
+        done = set(ledger.accepted(number))
         assert {device for rounds, device in receipts if rounds == number} <= done, "lost after its receipt"
         for device, examples in DEVICES.items():
             if device not in done:
@@ -112,42 +115,96 @@ def test_killed_again_and_again(begin: Begin, monkeypatch: pytest.MonkeyPatch) -
     check_end(directory, wanted)
 
 
-def test_updates_are_folded_again_in_the_order_in_which_they_arrived(begin: Begin) -> None:
+FOUR = {"a": 1.0, "a-1": 1e-3, "b": -1.0, "c": 3e-5}
+"""Device -> how far it moves everything: sums of float32 that are different ones in every order."""
+
+
+def noisy(directory: RunDirectory, device: str) -> bytes:
+    """An update of round 1 that no exact sum can be made of."""
+    draw = np.random.default_rng(list(FOUR).index(device))
+    received = tensors_of(directory.global_payload(1))
+    changed = {
+        name: (array + FOUR[device] * draw.normal(size=array.shape)).astype(array.dtype)
+        for name, array in received.items()
+    }
+    return encode_payload(Subnet(changed), run="run", round=1, examples=7, weight=7.0)
+
+
+def test_the_order_of_arrival_shows_in_no_bit_of_the_result_and_a_restart_neither(begin: Begin) -> None:
+    updates = {device: noisy(begin(f"made-by-{device}"), device) for device in FOUR}
+    results = set()
+    for index, order in enumerate(permutations(FOUR)):
+        directory = begin(f"order-{index}")
+        directory.save(Checkpoint(Snapshot()))
+        ledger = Ledger(directory, 1)
+        for place, device in enumerate(order):
+            if place == index % 5:  # dead between two of them, before the first, or after the last
+                ledger = Ledger(RunDirectory(directory.path), 1)
+                assert list(ledger.accepted(1)) == sorted(order[:place])
+            path = directory.incoming(1) / device
+            path.write_bytes(updates[device])
+            ledger.take(device, 1, path, 0)
+        if index % 5 == 4:
+            ledger = Ledger(RunDirectory(directory.path), 1)
+        ledger.close(1)
+        results.add(directory.global_payload(2).read_bytes())
+        shutil.rmtree(directory.path)
+    assert len(results) == 1
+
+
+def test_the_order_in_which_these_updates_are_folded_would_show(begin: Begin) -> None:
+    """Or the test above could not fail."""
+    directory = begin()
+    results = set()
+    for order in permutations(FOUR):
+        mean = WeightedMean(None, overlap=Overlap.ANY)
+        for device in order:
+            payload = decode_payload(noisy(directory, device), limit=2**30)
+            mean.add(Update(payload.subnet, 7.0))
+        tensors = mean.result(tensors_of(directory.global_payload(1))).tensors
+        results.add(encode_payload(Subnet(tensors), run="run", round=2))
+    assert len(results) > 1
+
+
+def test_an_update_that_is_damaged_after_it_was_accepted_is_named_at_the_close(begin: Begin) -> None:
     directory = begin()
     directory.save(Checkpoint(Snapshot()))
     ledger = Ledger(directory, 1)
-    ledger.open(1)
-    for device in ("b", "a"):
-        path = directory.incoming(1) / device
-        path.write_bytes(update(directory, device, 1))
-        ledger.take(device, 1, path, 0)
-    assert [path.name for path in directory.accepted(1).values()] == ["00001-b.update", "00002-a.update"]
-    ledger.close(1)
-    first = directory.global_payload(2).read_bytes()
-    again = Ledger(directory, 1)
-    assert list(again.open(1)) == ["b", "a"]
-    again.close(1)
-    assert directory.global_payload(2).read_bytes() == first
+    path = directory.incoming(1) / "a"
+    path.write_bytes(update(directory, "a", 1))
+    ledger.take("a", 1, path, 0)
+    accepted = directory.accepted(1)["a"]
+    accepted.write_bytes(accepted.read_bytes()[:-4])
+    with pytest.raises(StateError, match=r"a\.update"):
+        ledger.close(1)
+    assert not directory.global_payload(2).exists()
 
 
 def test_a_damaged_accepted_update_is_named_at_the_restart(begin: Begin) -> None:
     directory = begin()
     directory.save(Checkpoint(Snapshot()))
     ledger = Ledger(directory, 1)
-    ledger.open(1)
     path = directory.incoming(1) / "a"
     path.write_bytes(update(directory, "a", 1))
     ledger.take("a", 1, path, 0)
     accepted = directory.accepted(1)["a"]
     accepted.write_bytes(accepted.read_bytes()[:-4])
-    with pytest.raises(StateError, match=r"00001-a\.update"):
-        Ledger(directory, 1).open(1)
+    with pytest.raises(StateError, match=r"a\.update"):
+        Ledger(directory, 1).accepted(1)
 
 
 def test_a_checkpoint_comes_back_as_it_was(begin: Begin) -> None:
     directory = begin()
     checkpoint = Checkpoint(
-        Snapshot(phase=Phase.COLLECTING, closed=0, attempt=2, cohort=("a",), asked=("a", "b"), answered={"c": 1}),
+        Snapshot(
+            phase=Phase.COLLECTING,
+            closed=0,
+            attempt=2,
+            cohort=("a",),
+            asked=("a", "b"),
+            known=("a", "b", "c"),
+            answered={"c": 1},
+        ),
         line={"event": "round", "round": 1},
         payloads=(Blob(digest="0" * 64, size=5, chunk=512),),
     )
