@@ -21,6 +21,7 @@ from edge_agent.trainer import Work
 from lab.fleet import emulated_devices
 from shared.config import AgentConfig, RunConfig
 from shared.errors import ConfigError, TalariaError, TrainingError
+from shared.files import not_waiting_for_the_disk
 from shared.link import DEFAULT_MAX_PACKET
 from shared.memory_link import MemoryBroker
 from shared.messages import Capabilities
@@ -51,28 +52,28 @@ async def simulate(config: RunConfig, directory: Path, work: Work, on_event: OnE
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.toml").write_text(example_toml(config))
     devices = emulated_devices(config, directory)
-    settled = await asyncio.to_thread(_begin, config, RunDirectory(directory), devices)
     limits = {"train": config.rounds.deadline_s, "personalize": config.rounds.personalize_deadline_s}
 
     async def work_in_time(job: Job) -> Outcome:
         return await work(job.model_copy(update={"deadline_s": limits[job.task.action]}))
 
-    broker = MemoryBroker()
-    watch = _Watch(on_event)
-    agents = [
-        Agent(agent.model_copy(update={"threads": 1, "stall_s": NEVER_S}), broker.link, work_in_time)
-        for agent in devices.values()
-    ]
-    prepare = InProcess if export else WithoutTemplate
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for agent in agents:
-                tasks.create_task(agent.run())
-            await Coordinator(settled, broker.link, run_dir=directory, on_event=watch, prepare=prepare).run()
-            for agent in agents:
-                agent.stop()
-    except* TalariaError as group:
-        raise _first(group) from None
+    broker, prepare = MemoryBroker(), InProcess if export else WithoutTemplate
+    with not_waiting_for_the_disk():
+        settled = await asyncio.to_thread(_begin, config, RunDirectory(directory), devices)
+        agents = [
+            Agent(agent.model_copy(update={"threads": 1, "stall_s": NEVER_S}), broker.link, work_in_time)
+            for agent in devices.values()
+        ]
+        watch = _Watch(on_event)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for agent in agents:
+                    tasks.create_task(agent.run())
+                await Coordinator(settled, broker.link, run_dir=directory, on_event=watch, prepare=prepare).run()
+                for agent in agents:
+                    agent.stop()
+        except* TalariaError as group:
+            raise _first(group) from None
 
 
 class _Watch:

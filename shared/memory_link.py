@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from shared.errors import LinkClosed, PacketTooLarge
 from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will
 
+WILDCARDS = frozenset("+#")
+
 
 def matches(pattern: list[str], topic: list[str]) -> bool:
     """Whether a topic filter takes a topic, both split into levels: `+` stands for one level, `#` for all the rest."""
@@ -25,9 +27,10 @@ def matches(pattern: list[str], topic: list[str]) -> bool:
 
 @dataclass
 class _Session:
-    """What the broker keeps of a client while it is away."""
+    """What the broker keeps of a client while it is away. Filters without a wildcard are topics."""
 
-    filters: dict[str, list[str]] = field(default_factory=dict)
+    topics: set[str] = field(default_factory=set)
+    patterns: dict[str, list[str]] = field(default_factory=dict)
     queue: deque[Received] = field(default_factory=deque)
     link: "MemoryLink | None" = None
 
@@ -96,14 +99,19 @@ class MemoryBroker:
             session.link = None
 
     def subscribe(self, client_id: str, pattern: str) -> None:
-        session = self._sessions[client_id]
-        levels = session.filters[pattern] = pattern.split("/")
-        for topic, payload in self.retained.items():
-            if matches(levels, topic.split("/")):
-                self._deliver(session, Received(topic, payload, retained=True))
+        session, levels = self._sessions[client_id], pattern.split("/")
+        if WILDCARDS.isdisjoint(levels):
+            session.topics.add(pattern)
+            found = [pattern] if pattern in self.retained else []
+        else:
+            session.patterns[pattern] = levels
+            found = [topic for topic in self.retained if matches(levels, topic.split("/"))]
+        for topic in found:
+            self._deliver(session, Received(topic, self.retained[topic], retained=True))
 
     def unsubscribe(self, client_id: str, pattern: str) -> None:
-        self._sessions[client_id].filters.pop(pattern, None)
+        self._sessions[client_id].topics.discard(pattern)
+        self._sessions[client_id].patterns.pop(pattern, None)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         if retain and payload:
@@ -112,7 +120,7 @@ class MemoryBroker:
             self.retained.pop(topic, None)
         levels = topic.split("/")
         for session in list(self._sessions.values()):
-            if topic in session.filters or any(matches(pattern, levels) for pattern in session.filters.values()):
+            if topic in session.topics or any(matches(pattern, levels) for pattern in session.patterns.values()):
                 self._deliver(session, Received(topic, payload))
 
     def _deliver(self, session: _Session, received: Received) -> None:

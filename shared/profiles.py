@@ -1,5 +1,6 @@
 """Firmware profiles: what one class of hardware can do, read from firmware_profiles/*.toml."""
 
+from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -101,11 +102,15 @@ def load_profile(name: str) -> Profile:
     """The profile of that name, or of the TOML file at that path. ConfigError names what is wrong with it."""
     known = profile_names()
     if name in known:
-        path = bundled("firmware_profiles", name)
-    elif name.endswith(".toml"):
-        path = Path(name)
-    else:
-        raise ConfigError(
-            f"unknown profile {name!r}{nearest(name, known)}; use one of {', '.join(known)}, or a path to a .toml file"
-        )
+        return _bundled(name)
+    if name.endswith(".toml"):
+        return validate(Profile, read_toml(Path(name)), source=name)
+    raise ConfigError(
+        f"unknown profile {name!r}{nearest(name, known)}; use one of {', '.join(known)}, or a path to a .toml file"
+    )
+
+
+@cache  # a large emulated fleet asks for the same few, hundreds of times
+def _bundled(name: str) -> Profile:
+    path = bundled("firmware_profiles", name)
     return validate(Profile, read_toml(path), source=str(path))
