@@ -1,6 +1,7 @@
 """talaria-lab: a whole fleet on one machine. What a command needs is imported when it is used, so help is quick."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,9 +32,14 @@ def cli() -> None:
     demo      the bundled example: broker, coordinator and eight agents as processes, a live view, a report
     emulate   the same with a configuration of yours
     simulate  the same engine and agents in one process without a broker: for many devices and quick experiments
+    check     whether an algorithm, ours or yours, does what every algorithm must do
+
+    Models, algorithms and data sources of yours, package.module:name, are found in the current folder and on
+    PYTHONPATH.
 
     Exit status: 0 the run came to its end, 1 it failed, 2 a setting is wrong, 3 the broker cannot be used.
     """
+    sys.path.append(str(Path.cwd()))  # last, so that nothing that is installed is shadowed
 
 
 @cli.command()
@@ -96,6 +102,23 @@ def simulate(
         raise click.UsageError("--export is for one simulation, without --algorithms and --seeds")
     else:
         compare_all(settings, directory, algorithms, seeds, as_json=as_json)
+
+
+@cli.command()
+@click.argument("name", metavar="ALGORITHM")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A hyperparameter: --set lr=0.1")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
+def check(name: str, sets: tuple[str, ...], as_json: bool) -> None:
+    """Check that an algorithm does what every algorithm must do.
+
+    ALGORITHM is one of ours by its name, or yours as package.module:ALGORITHM. Takes seconds: a few rounds of a small
+    network on made-up data.
+
+    Exit status: 0 it passes every check, 1 it does not, 2 there is no such algorithm or a hyperparameter is wrong.
+    """
+    from lab.check_command import check_one
+
+    check_one(name, sets, as_json=as_json)
 
 
 def _settings(config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None) -> "tuple[RunConfig, Path]":

@@ -15,6 +15,8 @@ def load_object(path: str) -> object:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(f"{path}: cannot import {module_name!r} ({error}); is it on PYTHONPATH?") from error
+    except Exception as error:  # whatever its code raises
+        raise ConfigError(f"{path}: importing {module_name!r} raised {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError as error:

@@ -15,7 +15,7 @@ from shared.algorithms.fedavg import FEDAVG
 from shared.errors import ConfigError
 from shared.models import build_model
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "algorithms.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "extending.md"
 
 
 @pytest.fixture
