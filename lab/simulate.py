@@ -13,6 +13,7 @@ from typing import Any
 
 from coordinator.checkpoints import RunDirectory, RunRecord
 from coordinator.cohort import Needs, unfit
+from coordinator.engine import SECOND_CHANCES
 from coordinator.preparation import InProcess, make_definition
 from coordinator.server import Coordinator
 from edge_agent.agent import Agent
@@ -47,7 +48,7 @@ async def simulate(config: RunConfig, directory: Path, work: Work, on_event: OnE
               that begins; time that it waits for a trainer does not count
     on_event  see coordinator.server
     export    every device exports its model in the end, as real ones do
-    TrainingError where a round does not get its quorum: it would not the next time, either. ConfigError, ModelError
+    TrainingError where a round does not get its quorum, nor when it is asked again. ConfigError, ModelError
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.toml").write_text(example_toml(config))
@@ -87,7 +88,7 @@ class _Watch:
         self._on_event(event)
         if event["event"] in ("failed", "rejected"):
             self._reason = f"{event['device']}: {event['reason']}"
-        elif event["event"] == "abandoned":
+        elif event["event"] == "abandoned" and event["attempt"] > SECOND_CHANCES:
             raise TrainingError(f"round {event['round']} was given up, {event['reason']}; {self._reason}")
 
 
