@@ -1,6 +1,8 @@
 """A whole coordinator that dies between two steps on the disk, over and over, while its devices go on."""
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,8 @@ async def run_with_crashes(world: World, patch: pytest.MonkeyPatch, at: int) -> 
     devices = [world.device(name, adding(value)) for name, value in CHANGES.items()]
     async with running(*devices):
         while True:
-            with patch.context() as inner:
+            with patch.context() as inner, ThreadPoolExecutor() as threads:  # no thread outlives its coordinator
+                asyncio.get_running_loop().set_default_executor(threads)
                 Steps(inner, at + deaths, world.directory.path)
                 try:
                     await world.coordinator().run()
