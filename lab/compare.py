@@ -30,21 +30,23 @@ OnProgress = Callable[[Variant, int, Mapping[str, Any]], None]
 def variants(config: RunConfig, names: Sequence[str]) -> tuple[Variant, ...]:
     """The algorithms of these names, each with those hyperparameters of the configuration that it knows.
 
-    ConfigError for a name that is none, and where none of them knows a hyperparameter.
+    ConfigError for a name that is none, and for a hyperparameter that neither they nor the configuration's own
+    algorithm know.
     """
-    chosen = {name: algorithm(name) for name in names}
     given = config.algorithm.hyperparameters
-    known = {name: each.hyperparameters.model_fields.keys() & given.keys() for name, each in chosen.items()}
-    if strange := given.keys() - frozenset[str]().union(*known.values()):
-        raise ConfigError(
-            f"none of {', '.join(names)} has the setting algorithm.{', algorithm.'.join(sorted(strange))}"
-        )
+    known = {name: _settings(name) & given.keys() for name in names}
+    if strange := given.keys() - _settings(config.algorithm.name).union(*known.values()):
+        raise ConfigError(f"no algorithm here has the setting algorithm.{', algorithm.'.join(sorted(strange))}")
     return tuple(
         Variant(
             name, AlgorithmSettings.model_validate({"name": name, **{key: given[key] for key in sorted(known[name])}})
         )
         for name in names
     )
+
+
+def _settings(name: str) -> frozenset[str]:
+    return frozenset(algorithm(name).hyperparameters.model_fields)
 
 
 async def compare(

@@ -120,6 +120,7 @@ class Meter:
     def __init__(self, path: Path, label: str, seed: int, pool: TrainerPool) -> None:
         self._path, self._key, self._pool = path, {"label": label, "seed": seed}, pool
         self._last = self._now()
+        path.touch()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         match event["event"]:

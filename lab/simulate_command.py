@@ -14,13 +14,14 @@ from lab.fleet import emulated_devices
 from lab.pool import TrainerPool
 from lab.progress import SimulationProgress
 from lab.results import Result
-from shared.algorithms import ALGORITHMS
+from shared.algorithms import ALGORITHMS, algorithm, hyperparameters
 from shared.config import RunConfig
 from shared.errors import ConfigError
 
 
 def simulate_one(config: RunConfig, directory: Path, *, export: bool, as_json: bool) -> None:
     """Simulate the configuration, with everything of it in `directory`."""
+    hyperparameters(algorithm(config.algorithm.name), config.algorithm.hyperparameters)  # wrong ones before any work
     console = Console(quiet=as_json, highlight=False)
     devices = emulated_devices(config, directory)
     pool = TrainerPool({device: agent.data for device, agent in devices.items()})
@@ -43,7 +44,9 @@ def simulate_one(config: RunConfig, directory: Path, *, export: bool, as_json: b
 
     finish_simulation(config, result, devices, pool.counts, pool.classes, console)
     if as_json:
-        click.echo(json.dumps({"event": "summary", "report": str(directory / "report.html"), **_final(result)}))
+        rows = [{"device": row.device, "examples": row.examples, **row.metrics} for row in result.summary.devices]
+        summary = {"event": "summary", "devices": rows, "report": str(directory / "report.html")}
+        click.echo(json.dumps({**summary, **_final(result)}))
 
 
 def compare_all(

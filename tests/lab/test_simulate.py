@@ -89,13 +89,14 @@ def test_the_first_cohort_is_drawn_from_all_devices(tmp_path: Path) -> None:
     assert len(finished["reported"]) == DEVICES
 
 
-def plug_in(folder: Path, monkeypatch: pytest.MonkeyPatch, train: str) -> None:
-    """Module `odd` with an algorithm ODD: FedAvg, before whose training that code runs."""
+def plug_in(folder: Path, monkeypatch: pytest.MonkeyPatch, train: str, personalize: str = "pass") -> None:
+    """Module `odd` with an algorithm ODD: FedAvg, before whose functions that code runs."""
     (folder / "odd.py").write_text(
         "import os, time\nfrom dataclasses import replace\nfrom pathlib import Path\n"
         "from shared.algorithms.fedavg import FEDAVG\n"
         f"def train(round_, hp):\n    {train}\n    FEDAVG.train(round_, hp)\n"
-        "ODD = replace(FEDAVG, name='odd', train=train)\n"
+        f"def personalize(round_, hp):\n    {personalize}\n    return FEDAVG.personalize(round_, hp)\n"
+        "ODD = replace(FEDAVG, name='odd', train=train, personalize=personalize)\n"
     )
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("PYTHONPATH", str(folder))
@@ -195,3 +196,12 @@ def test_every_device_may_have_a_file_of_its_own(tmp_path: Path, monkeypatch: py
         (tmp_path / f"client-{index}").touch()
     found = reads(tmp_path, monkeypatch, str(tmp_path / "client-{index}"))
     assert found == [f"client-{index}" for index in range(DEVICES)]
+
+
+def test_a_run_ends_also_where_devices_fail_to_personalize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(tmp_path, monkeypatch, "pass", personalize="if round_.final and len(round_.train) % 2: 1 / 0")
+    (events,), _ = run(tmp_path, config("odd:ODD", rounds=ALL, data={"partition": {"kind": "dirichlet"}}))
+    (finished,) = [event for event in events if event["event"] == "finished"]
+    assert finished["failed"]
+    assert finished["reported"]
+    assert len(finished["failed"] + finished["reported"]) == DEVICES

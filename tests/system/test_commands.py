@@ -85,10 +85,10 @@ def test_a_broker_that_refuses_our_credentials_ends_the_command_with_3(system: S
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("how", ["simulate", "demo"])
-async def test_a_small_fleet_on_this_machine_ends_with_a_report(system: System, how: str) -> None:
+@pytest.mark.parametrize("how", [("simulate", "--export"), ("demo",)])
+async def test_a_small_fleet_on_this_machine_ends_with_a_report(system: System, how: tuple[str, ...]) -> None:
     folder = system.folder / "run"
-    done = call(command("talaria-lab"), how, *SMALL, "--run-dir", str(folder), "--json")
+    done = call(command("talaria-lab"), *how, *SMALL, "--run-dir", str(folder), "--json")
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     names = [event["event"] for event in events]
