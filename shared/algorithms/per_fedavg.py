@@ -12,10 +12,12 @@ In every local step, with three independent minibatches D, D' and D'',
 A device remembers nothing. Its own model is always the received one after `adapt_steps` steps of size alpha on its
 training data, during the run and in the end; beta is called `lr`. With alpha = 0 it is FedAvg on D', bit for bit.
 
-Readings: D' runs through the training data like FedAvg's minibatches, `epochs` times; D and D'' are drawn for each
-step by themselves. Momentum and weight decay, of which the paper's steps have none, are refused. Every pass is made
-through a copy of the network, so nothing but the outer step moves w; of BatchNorm's statistics only those of the pass
-on D' are kept, because they belong to the adapted network, which is the one that is evaluated.
+Readings: an epoch pays for three minibatches a step, so D' is every third one of FedAvg's, and tau a third of its
+steps; D and D'' are drawn for each step by themselves, so that a device with a single minibatch takes part. Momentum
+and weight decay, of which the paper's steps have none, are refused. Every pass is made through a copy of the network,
+so nothing but the outer step moves w; of BatchNorm's statistics only those of the pass on D' are kept, because they
+belong to the adapted network, which is the one that is evaluated. HF diverges, and says so, where alpha is large beside
+the curvature of the loss.
 """
 
 import copy
@@ -50,7 +52,7 @@ class PerFedAvgHyperparameters(Hyperparameters):
 
 
 def train(round_: DeviceRound, hp: PerFedAvgHyperparameters) -> None:
-    """`epochs` epochs of outer steps."""
+    """`epochs` epochs, of an outer step for every third minibatch."""
     model, draw = round_.model, _independent_batches(round_, hp.batch_size)
     with moving(model) as parameters:
         network, w = copy.deepcopy(model), tuple(parameters)
@@ -64,7 +66,7 @@ def train(round_: DeviceRound, hp: PerFedAvgHyperparameters) -> None:
                     buffer.copy_(original)
             return gradients(network, point, *batch)
 
-        for batch in local_batches(model, round_, hp, epochs=hp.epochs):
+        for batch in islice(local_batches(model, round_, hp, epochs=hp.epochs), 0, None, 3):
             adapted = _moved(w, gradient(w, draw()), -hp.alpha)
             outer = gradient(adapted, batch)
             statistics = [buffer.clone() for buffer in network.buffers()]
