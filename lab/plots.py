@@ -41,6 +41,15 @@ def _draw(paint: Callable[[Axes], None], *, height: float = 3.2) -> str:
     return re.sub(r"font: ([^;\"]*)'DejaVu Sans'[^;\"]*", r"font: \1system-ui, sans-serif", svg[svg.index("<svg") :])
 
 
+def _rows(axes: Axes, count: int, *, legend_columns: int) -> None:
+    """One row per device, however many there are, and the legend above them."""
+    axes.set_ylim(-0.7, count - 0.3)
+    axes.grid(visible=False, axis="y")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(loc="outside upper center", ncols=legend_columns, columnspacing=0.8, handlelength=0.9)
+
+
 def accuracy_by_round(summary: RunSummary) -> str:
     """Accuracy of each device's own model before every round's training, and the means of own and global model."""
 
@@ -90,13 +99,10 @@ def accuracy_by_device(summary: RunSummary) -> str:
         axes.scatter(
             [r.metrics["accuracy_global"] for r in rows], range(len(rows)), color=GLOBAL, s=42, label="global", zorder=2
         )
-        axes.scatter(
-            [r.metrics["accuracy"] for r in rows], range(len(rows)), color=OWN, s=42, label="own, pruned", zorder=3
-        )
+        axes.scatter([r.metrics["accuracy"] for r in rows], range(len(rows)), color=OWN, s=42, label="own", zorder=3)
         axes.set_yticks(range(len(rows)), [row.device for row in rows])
         axes.set(xlabel="accuracy on the device's own held-out data")
-        axes.grid(visible=False, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+        _rows(axes, len(rows), legend_columns=2)
 
     return _draw(paint, height=max(2.4, 0.34 * len(rows) + 1.1))
 
@@ -149,8 +155,7 @@ def shares_by_device(summary: RunSummary) -> str:
         axes.set_yticks(range(len(rows)), [row.device for row in rows])
         axes.axvline(1.0, color=SOFT, linewidth=1, linestyle="--")
         axes.set(xlabel="share of the dense model")
-        axes.grid(visible=False, axis="y")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=4)
+        _rows(axes, len(rows), legend_columns=4)
 
     return _draw(paint, height=max(2.6, 0.5 * len(rows) + 1.1))
 
@@ -168,13 +173,6 @@ def examples_by_class(counts: Mapping[str, Sequence[int]], classes: Sequence[str
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(devices)), devices)
         axes.set(xlabel="training examples")
-        axes.grid(visible=False, axis="y")
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, 1.2),
-            ncols=min(10, len(classes)),
-            columnspacing=0.8,
-            handlelength=0.9,
-        )
+        _rows(axes, len(devices), legend_columns=min(10, len(classes)))
 
     return _draw(paint, height=max(2.4, 0.34 * len(devices) + 1.2))

@@ -107,6 +107,7 @@ def write_report(
 ) -> None:
     """Write the self-contained page: no script, no font, no picture from elsewhere."""
     model_bytes = summary.devices[0].model_bytes if summary.devices else 0
+    pruned = any((share := row.share("parameters")) is not None and share < 1 for row in summary.devices)
     drawings = [
         (
             "What each device holds",
@@ -120,18 +121,8 @@ def write_report(
         ),
         (
             "What personalization gives",
-            "The last global model beside the device's own pruned one.",
+            "The last global model beside the device's own one.",
             plots.accuracy_by_device(summary),
-        ),
-        (
-            "What pruning leaves",
-            "Of the dense model, per device; latency measured in ONNX Runtime.",
-            plots.shares_by_device(summary),
-        ),
-        (
-            "Pruning over the rounds",
-            "Channels in each device's updates. A device prunes when what it received is good enough for it.",
-            plots.kept_by_round(summary),
         ),
         (
             "Bytes on the way",
@@ -139,6 +130,19 @@ def write_report(
             plots.bytes_by_round(summary, model_bytes),
         ),
     ]
+    if pruned:
+        drawings[3:3] = [
+            (
+                "What pruning leaves",
+                "Of the dense model, per device; latency measured in ONNX Runtime.",
+                plots.shares_by_device(summary),
+            ),
+            (
+                "Pruning over the rounds",
+                "Channels in each device's updates. A device prunes when what it received is good enough for it.",
+                plots.kept_by_round(summary),
+            ),
+        ]
     write_page(
         path,
         title=title,
