@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lab.cli import main
+from shared.settings import load_agent_config, load_run_config
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 LAB = str(Path(sys.executable).parent / "talaria-lab")
@@ -101,6 +102,15 @@ def test_what_is_wrong_is_said_before_anything_runs(
 ) -> None:
     assert status(folder, "simulate", "-c", "plant.toml", "--run-dir", str(tmp_path / "run"), "--set", given) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_documents_device_trusts_what_the_run_names(folder: Path, tmp_path: Path) -> None:
+    *_, printed = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    (tmp_path / "agent.toml").write_text(printed)
+    device = load_agent_config(tmp_path / "agent.toml", ["device=press-4"]).config
+    run = load_run_config(folder / "plant.toml").config
+    assert set(device.trust) == {run.algorithm.name, run.model.name}
+    assert device.data.source == run.data.source
 
 
 # --- talaria-lab check ----------------------------------------------------------------------------------------------
