@@ -43,13 +43,14 @@ class Method:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Unless the configuration says otherwise: all have the same optimizer, whatever their authors' was.
 PLAIN = {"momentum": 0.0, "weight_decay": 0.0}
 METHODS = (
     Method("local", "local"),
     Method("fedavg", "fedavg"),
     Method("fedavg-finetune", "fedavg-finetune", {"finetune_epochs": 10}),
     Method("fedper", "fedper"),
-    Method("fedrep", "fedrep", {"head_epochs": 1, "weight_decay": 0.0, "finetune_epochs": 0}),
+    Method("fedrep", "fedrep", {"head_epochs": 1, "finetune_epochs": 0}),
     Method("fedbabu", "fedbabu", {"finetune_epochs": 10}),
     Method("lg-fedavg", "lg-fedavg"),
     Method("ditto", "ditto", {"proximal": 0.1}),
@@ -78,8 +79,8 @@ SETTINGS = {
 
 
 def variant(config: RunConfig, method: Method, setting: Setting) -> Variant:
-    """The configuration's own hyperparameters, for every method the same, and on top the method's."""
-    settings = {"name": method.algorithm, **config.algorithm.hyperparameters, **method.settings}
+    """The configuration's own hyperparameters, the same for every method, and on top the method's."""
+    settings = {"name": method.algorithm, **PLAIN, **config.algorithm.hyperparameters, **method.settings}
     if method.algorithm == "per-fedavg":
         settings["alpha"] = setting.alpha
     return Variant(method.label, AlgorithmSettings.model_validate(settings))
