@@ -51,13 +51,15 @@ class SimulationProgress:
                 note = f"{fares(event)}, {size(self._moved)} moved"
                 self._progress.update(self._task, completed=event["round"], note=note)
                 if not self._console.is_terminal:
-                    self._console.print(f"{self._title}, round {event['round']}: {note}, {event['wall_s']:.1f} s")
+                    self._console.print(
+                        f"{self._title}, round {event['round']}: {note}, {event['wall_s']:.1f} s", soft_wrap=True
+                    )
             case "personalizing":
                 self._progress.update(self._task, note="personalizing every device")
             case "failed" | "rejected":
-                self._console.print(f"[yellow]{self._title}: {event['device']}: {event['reason']}[/]")
+                self._console.print(f"[yellow]{self._title}: {event['device']}: {event['reason']}[/]", soft_wrap=True)
             case "warning":
-                self._console.print(f"[yellow]{self._title}: {event['text']}[/]")
+                self._console.print(f"[yellow]{self._title}: {event['text']}[/]", soft_wrap=True)
 
 
 def fares(event: Mapping[str, Any]) -> str:
