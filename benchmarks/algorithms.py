@@ -91,7 +91,7 @@ def run(
 ) -> list[dict[str, object]]:
     """The rows of the table, one per method; one that diverges has no row, and is told of."""
     setting = SETTINGS[name]
-    overrides = (*setting.overrides, *([] if rounds is None else [f"rounds.count={rounds}"]))
+    overrides = ("rounds.evaluate_every=5", *setting.overrides, *([] if rounds is None else [f"rounds.count={rounds}"]))
     config = load_run_config(ROOT / "configs" / setting.config, overrides).config
     began = time.monotonic()
 

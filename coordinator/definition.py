@@ -80,6 +80,7 @@ def define(config: RunConfig) -> tuple[Definition, Tensors, Tensors]:
         hyperparameters={key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
         seed=config.run.seed,
         layout=layout.digest if layout else None,
+        evaluate_every=config.rounds.evaluate_every,
     )
     state = state_tensors(model)
     shared = {name: state[name] for name in sorted(shared_names(chosen, model, settings))}

@@ -54,10 +54,11 @@ class Outcome(BaseModel):
     code       `succeeded`, or the code of the error (shared.errors) that ended it
     reason     the error's text: the value and the remedy
     examples   training examples of this device
-    metrics    what is reported to the coordinator. On the test split, before this round's training: `accuracy` and
-               `loss` of the device's own model, `accuracy_global` of one with nothing of this device in it,
-               `test_examples`. After it: `parameters`, `macs` and, where the algorithm prunes, `channels`, beside those
-               of the dense model (`..._dense`). After personalization `latency_ms_eager`, of one example
+    metrics    what is reported to the coordinator. On the test split, before this round's training and in the rounds
+               that the plan wants evaluated: `accuracy` and `loss` of the device's own model, `accuracy_global` of one
+               with nothing of this device in it, `test_examples`. After it: `parameters`, `macs` and, where the
+               algorithm prunes, `channels`, beside those of the dense model (`..._dense`). After personalization
+               `latency_ms_eager`, of one example
     labels     what the classes are called, and
     mean, std  the normalization of the inputs, which belong beside an exported model; after personalization
     """

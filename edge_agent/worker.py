@@ -97,7 +97,8 @@ def run_job(job: Job, read: Read = load) -> Outcome:
 def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
     setup = work.setup
-    metrics = _accuracies(work, round_, personal_model(setup, round_))
+    due = (round_.number - 1) % job.task.plan.evaluate_every == 0
+    metrics = _accuracies(work, round_, personal_model(setup, round_)) if due else {}
     setup.algorithm.train(round_, setup.hp)
     metrics |= _size(work, round_, round_.model)
     _remember(job, work, round_)

@@ -130,7 +130,7 @@ def bytes_by_round(summary: RunSummary, model_bytes: int) -> str:
         for point in summary.rounds:
             numbers.append(point.number)
             ours.append(ours[-1] + (point.bytes_up + point.bytes_down) / 1e6)
-            dense.append(dense[-1] + 2 * model_bytes * len(point.accuracy) / 1e6)
+            dense.append(dense[-1] + 2 * model_bytes * len(point.kept) / 1e6)
         axes.plot(numbers, dense, color=SOFT, linewidth=2, linestyle="--", label="dense float32 FedAvg")
         axes.plot(numbers, ours, color=OWN, linewidth=2.4, marker="o", markersize=4, label="this run")
         axes.fill_between(numbers, ours, color=OWN, alpha=0.12)

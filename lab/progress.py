@@ -66,5 +66,5 @@ def fares(event: Mapping[str, Any]) -> str:
     """How the devices' own models do, in a few words."""
     spread = event["evaluation"].get("accuracy")
     if spread is None:
-        return "no accuracy told"
+        return "not evaluated"
     return f"accuracy {percent(spread['weighted_mean'])}, worst {percent(spread['worst'])} ({spread['worst_device']})"

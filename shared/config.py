@@ -141,6 +141,12 @@ class RoundSettings(Settings):
     personalize_deadline_s: float = Field(
         600.0, gt=0, description="the same for the personalization after the last round"
     )
+    evaluate_every: int = Field(
+        1,
+        ge=1,
+        description="rounds from one evaluation on the devices' test splits to the next, where it costs more than it "
+        "tells; the first round and the personalization are always evaluated",
+    )
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:

@@ -97,6 +97,8 @@ class Plan(Message):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     layout: Digest | None = None
     """Digest of the channel layout, where updates may be partial: both sides must have resolved the same."""
+    evaluate_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Rounds from one evaluation on the test split to the next, from round 1; the personalization has one anyway."""
 
 
 class Task(Message):

@@ -176,6 +176,19 @@ def test_one_model_is_evaluated_once(
     assert metrics["test_examples"] == len(load(DATA).test)
 
 
+@pytest.mark.parametrize(("number", "evaluated"), [(1, True), (2, False), (3, False), (4, True), (7, True)])
+def test_a_plan_says_how_often_rounds_are_evaluated(make_job: MakeJob, number: int, evaluated: bool) -> None:
+    """And that changes nothing else: not what is trained, not the personalization."""
+    seldom, always = (make_job(number=number, plan={"evaluate_every": every}) for every in (3, 1))
+    told, full = run_job(seldom).metrics, run_job(always).metrics
+    left_out = set() if evaluated else {"accuracy", "accuracy_global", "loss", "test_examples"}
+    assert told == {name: value for name, value in full.items() if name not in left_out}
+    one, other = payload(seldom.out / UPDATE).subnet.tensors, payload(always.out / UPDATE).subnet.tensors
+    assert all(np.array_equal(one[name], other[name]) for name in initial())
+    final = make_job(action="personalize", number=number + 1, plan={"evaluate_every": 1000})
+    assert "accuracy" in run_job(final).metrics
+
+
 def test_uniform_weighting(make_job: MakeJob) -> None:
     job = make_job(weighting="uniform")
     run_job(job)

@@ -46,6 +46,7 @@ MESSAGES: dict[str, Message] = {
             hyperparameters={"lr": 0.05, "overlap": "any", "nesterov": False, "limit": None},
             seed=7,
             layout=DIGEST,
+            evaluate_every=5,
         ),
         payload=BLOB,
         initial=Blob(digest=DIGEST[::-1], size=300_000, chunk=122_368),
