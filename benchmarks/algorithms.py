@@ -29,7 +29,6 @@ from benchmarks.common import RESULTS, ROOT, report
 from lab.compare import Variant, compare
 from lab.results import Result
 from shared.config import AlgorithmSettings, RunConfig
-from shared.errors import TrainingError
 from shared.evaluation import Spread
 from shared.settings import load_run_config
 
@@ -89,24 +88,21 @@ def variant(config: RunConfig, method: Method, setting: Setting) -> Variant:
 def run(
     name: str, methods: Sequence[Method], seeds: Sequence[int], directory: Path, rounds: int | None
 ) -> list[dict[str, object]]:
-    """The rows of the table, one per method; one that diverges has no row, and is told of."""
+    """The rows of the table, one per method, of the seeds that did not diverge; those that do are told of."""
     setting = SETTINGS[name]
     overrides = ("rounds.evaluate_every=5", *setting.overrides, *([] if rounds is None else [f"rounds.count={rounds}"]))
     config = load_run_config(ROOT / "configs" / setting.config, overrides).config
     began = time.monotonic()
 
     def progress(variant: Variant, seed: int, event: Mapping[str, Any]) -> None:
-        if event["event"] == "finished":
-            print(f"{time.monotonic() - began:6.0f} s  {name}: {variant.label}, seed {seed}", flush=True)
+        if event["event"] in ("finished", "given up"):
+            why = event.get("reason", "done")
+            print(f"{time.monotonic() - began:6.0f} s  {name}: {variant.label}, seed {seed}: {why}", flush=True)
 
-    rows = []
-    for method in methods:
-        chosen = [variant(config, method, setting)]
-        try:
-            rows.append(row(asyncio.run(compare(config, chosen, seeds, directory / name, progress))))
-        except TrainingError as error:
-            print(f"{time.monotonic() - began:6.0f} s  {name}: {method.label} diverged: {error}", flush=True)
-    return rows
+    chosen = [variant(config, method, setting) for method in methods]
+    results = asyncio.run(compare(config, chosen, seeds, directory / name, progress))
+    found = [[result for result in results if result.label == method.label] for method in methods]
+    return [row(each) for each in found if each]
 
 
 def row(results: Sequence[Result]) -> dict[str, object]:
@@ -120,6 +116,7 @@ def row(results: Sequence[Result]) -> dict[str, object]:
     weighted = [spread.weighted_mean for spread in own]
     return {
         "method": results[0].label,
+        "seeds": len(results),
         "accuracy": f"{fmean(weighted):.4f} ± {pstdev(weighted):.4f}",
         "global": f"{fmean(spread.weighted_mean for spread in everybody):.4f}",
         "mean": f"{mean('mean'):.4f}",

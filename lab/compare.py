@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from lab.results import COSTS, RESULTS, Meter, Result, write_results
 from lab.simulate import simulate
 from shared.algorithms import algorithm, hyperparameters
 from shared.config import AlgorithmSettings, RunConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TrainingError
+from shared.messages import Hyperparameter
 
 
 @dataclass(frozen=True)
@@ -24,29 +26,32 @@ class Variant:
 
 
 OnProgress = Callable[[Variant, int, Mapping[str, Any]], None]
-"""Told of every event (coordinator.server) of the simulation of a variant with a seed."""
+"""Told of every event (coordinator.server) of the simulation of a variant with a seed, and of one more: `given up`,
+with the `reason`, where it cannot come to its end."""
 
 
 def variants(config: RunConfig, names: Sequence[str]) -> tuple[Variant, ...]:
-    """The algorithms of these names, each with those hyperparameters of the configuration that it knows.
+    """The algorithms of these names, each with those hyperparameters of the configuration that it knows and takes
+    (Per-FedAvg, for example, takes no momentum).
 
-    ConfigError for a name that is none, and for a hyperparameter that neither they nor the configuration's own
-    algorithm know.
+    ConfigError for a name that is none, for a value that the configuration's own algorithm does not take, and for a
+    hyperparameter that no algorithm here knows.
     """
-    given = config.algorithm.hyperparameters
-    known = {name: _settings(name) & given.keys() for name in names}
-    if strange := given.keys() - _settings(config.algorithm.name).union(*known.values()):
-        raise ConfigError(f"no algorithm here has the setting algorithm.{', algorithm.'.join(sorted(strange))}")
-    return tuple(
-        Variant(
-            name, AlgorithmSettings.model_validate({"name": name, **{key: given[key] for key in sorted(known[name])}})
-        )
-        for name in names
-    )
+    given, own = config.algorithm.hyperparameters, algorithm(config.algorithm.name)
+    settled = own.hyperparameters.model_fields.keys() & given.keys()
+    hyperparameters(own, {key: given[key] for key in settled})
+    taken = {name: {key: value for key, value in given.items() if _takes(name, key, value)} for name in names}
+    if strange := given.keys() - settled.union(*taken.values()):
+        raise ConfigError(f"no algorithm here takes algorithm.{', algorithm.'.join(sorted(strange))}")
+    return tuple(Variant(name, AlgorithmSettings.model_validate({"name": name, **taken[name]})) for name in names)
 
 
-def _settings(name: str) -> frozenset[str]:
-    return frozenset(algorithm(name).hyperparameters.model_fields)
+def _takes(name: str, key: str, value: Hyperparameter) -> bool:
+    try:
+        hyperparameters(algorithm(name), {key: value})
+    except ConfigError:
+        return False
+    return True
 
 
 async def compare(
@@ -59,7 +64,8 @@ async def compare(
     """Simulate every variant with every seed (of initialization, cohorts and training; the data are divided as the
     configuration says), one after the other, in `directory`/LABEL/seed-N, and write `directory`/results.jsonl.
 
-    What was begun there goes on, and what was finished is not done again.
+    What was begun there goes on, and what was finished is not done again. A simulation that cannot come to its end is
+    told to `on_progress` and has no result; TrainingError where none can.
     ConfigError where a variant's settings make no algorithm, before anything runs; else as lab.simulate and lab.pool.
     """
     places: dict[str, str] = {}
@@ -70,7 +76,7 @@ async def compare(
             raise ConfigError(
                 f"the variants {other!r} and {variant.label!r} would share the folder {place}: rename one"
             )
-    results = []
+    results, reason = [], ""
     data = {device: agent.data for device, agent in emulated_devices(config, directory).items()}
     async with TrainerPool(data) as pool:
         for place, variant in zip(places, chosen, strict=True):
@@ -79,8 +85,14 @@ async def compare(
                     update={"algorithm": variant.algorithm, "run": config.run.model_copy(update={"seed": seed})}
                 )
                 folder = directory / place / f"seed-{seed}"
-                tell = _tell(variant, seed, on_progress)
-                results.append(await simulate_measured(settings, folder, pool, tell, label=variant.label))
+                tell = partial(on_progress, variant, seed)
+                try:
+                    results.append(await simulate_measured(settings, folder, pool, tell, label=variant.label))
+                except TrainingError as error:
+                    reason = str(error)
+                    tell({"event": "given up", "reason": reason})
+    if not results:
+        raise TrainingError(reason)
     write_results(directory / RESULTS, results)
     return tuple(results)
 
@@ -106,7 +118,3 @@ async def simulate_measured(
     result = Result.read(label, config.run.seed, directory)
     write_results(directory / RESULTS, [result])
     return result
-
-
-def _tell(variant: Variant, seed: int, on_progress: OnProgress) -> Callable[[Mapping[str, Any]], None]:
-    return lambda event: on_progress(variant, seed, event)

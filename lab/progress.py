@@ -58,6 +58,8 @@ class SimulationProgress:
                 self._progress.update(self._task, note="personalizing every device")
             case "failed" | "rejected":
                 self._console.print(f"[yellow]{self._title}: {event['device']}: {event['reason']}[/]", soft_wrap=True)
+            case "given up":
+                self._console.print(f"[yellow]{self._title} has no result: {event['reason']}[/]", soft_wrap=True)
             case "warning":
                 self._console.print(f"[yellow]{self._title}: {event['text']}[/]", soft_wrap=True)
 

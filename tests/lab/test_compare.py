@@ -1,5 +1,6 @@
 """Algorithms side by side: which settings each gets, what is written of them, and the numbers that are shown."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,15 +11,16 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import cli
-from lab.compare import variants
+from lab.compare import Variant, compare, variants
 from lab.pool import TrainerPool
 from lab.results import Cost, Meter, Result
 from lab.summary import summarize
 from lab.tables import fleet_table
 from lab.wording import MISSING
-from shared.config import RunConfig
-from shared.errors import ConfigError
+from shared.config import AlgorithmSettings, RunConfig
+from shared.errors import ConfigError, TrainingError
 from shared.evaluation import Spread
+from shared.settings import bundled_config, load_run_config
 
 
 def config(**algorithm: Any) -> RunConfig:
@@ -32,8 +34,35 @@ def test_each_algorithm_gets_the_settings_that_it_knows() -> None:
 
 
 def test_a_setting_that_none_of_them_knows_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"no algorithm here has the setting algorithm\.prune"):
+    with pytest.raises(ConfigError, match=r"no algorithm here takes algorithm\.prune"):
         variants(config(lr=0.3, prune=0.5), ["fedavg", "fedper"])
+
+
+def test_a_setting_that_an_algorithm_refuses_is_left_out_for_it_unless_nobody_could_mean_it() -> None:
+    plain, meta = variants(config(lr=0.3, momentum=0.9), ["fedavg", "per-fedavg"])
+    assert plain.algorithm.hyperparameters == {"lr": 0.3, "momentum": 0.9}
+    assert meta.algorithm.hyperparameters == {"lr": 0.3}
+    with pytest.raises(ConfigError, match=r"momentum = 1\.5"):
+        variants(config(momentum=1.5), ["fedavg", "per-fedavg"])
+
+
+def test_what_diverges_has_no_result_and_the_others_go_on(tmp_path: Path) -> None:
+    """With a learning rate of 1e30 the loss is not finite after a step."""
+    wild = Variant("wild", AlgorithmSettings.model_validate({"name": "fedavg", "lr": 1e30}))
+    tame = Variant("tame", AlgorithmSettings.model_validate({"name": "fedavg"}))
+    settings = load_run_config(bundled_config("demo"), SMALL[1::2]).config
+    told: list[tuple[str, str]] = []
+
+    def note(variant: Variant, seed: int, event: Mapping[str, Any]) -> None:
+        if event["event"] == "given up":
+            told.append((variant.label, event["reason"]))
+
+    results = asyncio.run(compare(settings, [wild, tame], [0], tmp_path / "both", note))
+    assert [result.label for result in results] == ["tame"]
+    assert [label for label, _ in told] == ["wild"]
+    assert "lower lr" in told[0][1]
+    with pytest.raises(TrainingError, match="lower lr"):
+        asyncio.run(compare(settings, [wild], [0], tmp_path / "none"))
 
 
 def evaluation(value: float) -> dict[str, Any]:
