@@ -3,7 +3,8 @@
 Both do the same epochs on the same examples from the same weights, in turns, on one thread; the time is CPU time, the
 median over the turns. `ours` is shared.training.sgd as every round runs it. Then what each part of the difference is
 worth, taken away from ours one at a time; what a process pays that trains once and ends (the first round of a device);
-and how near the arithmetic comes to the multiplications per second that this core reaches in one large matrix product.
+what the memory format is worth in an evaluation; and how near the arithmetic comes to the multiplications per second
+that this core reaches in one large matrix product.
 
     python -m benchmarks.training
 """
@@ -14,7 +15,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from benchmarks.common import RESULTS, report
 from shared import training
 from shared.models import build_model, example_input
 from shared.pruning import macs
-from shared.training import Split, sgd
+from shared.training import Split, evaluate, sgd
 
 LR, MOMENTUM = 0.01, 0.9
 Train = Callable[[nn.Module, Split, int], None]
@@ -75,15 +77,22 @@ def plain(model: nn.Module, split: Split, batch_size: int) -> None:
         optimizer.step()
 
 
-def channels_first(model: nn.Module, split: Split, batch_size: int) -> None:
-    """Ours, but for the memory format."""
+@contextmanager
+def usual_format() -> Iterator[None]:
+    """Without channels last."""
     kept = training._reformat, training._memory_format
     training._reformat = lambda model, memory_format: None
     training._memory_format = lambda inputs: torch.contiguous_format
     try:
-        ours(model, split, batch_size)
+        yield
     finally:
         training._reformat, training._memory_format = kept
+
+
+def channels_first(model: nn.Module, split: Split, batch_size: int) -> None:
+    """Ours, but for the memory format."""
+    with usual_format():
+        ours(model, split, batch_size)
 
 
 def with_loader(model: nn.Module, split: Split, batch_size: int) -> None:
@@ -144,9 +153,23 @@ def measure(case: Case, turns: int) -> dict[str, object]:
         "ours, ms per step": 1000 * median["ours"] / -(-case.examples // case.batch_size),
         "plain / ours": median["plain"] / median["ours"],
         **{f"{name} / ours": median[name] / median["ours"] for name in list(WAYS)[2:]},
+        "evaluation, channels first / ours": evaluation(start, split, turns),
         # Backward is two products for each of the forward pass.
         "of peak": 3 * macs(start, example) * case.examples / median["ours"] / peak_macs(),
     }
+
+
+def evaluation(model: nn.Module, split: Split, turns: int) -> float:
+    """How much longer an evaluation takes channels first; of the same examples over and over, in whole batches."""
+    many = Split(split.inputs.repeat(4, *[1] * (split.inputs.dim() - 1)), split.labels.repeat(4))
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(turns + 1):
+        for usual in times:
+            with usual_format() if usual else nullcontext():
+                began = time.process_time()
+                evaluate(model, many)
+                times[usual].append(time.process_time() - began)
+    return statistics.median(times[True][1:]) / statistics.median(times[False][1:])
 
 
 def peak_macs() -> float:
