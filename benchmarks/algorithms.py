@@ -117,7 +117,7 @@ def row(results: Sequence[Result]) -> dict[str, object]:
     return {
         "method": results[0].label,
         "seeds": len(results),
-        "accuracy": f"{fmean(weighted):.4f} ± {pstdev(weighted):.4f}",
+        "accuracy": f"{fmean(weighted):.4f}" + (f" ± {pstdev(weighted):.4f}" if len(weighted) > 1 else ""),
         "global": f"{fmean(spread.weighted_mean for spread in everybody):.4f}",
         "mean": f"{mean('mean'):.4f}",
         "deviation": f"{mean('deviation'):.3f}",
