@@ -18,7 +18,7 @@ NOTE = (
 
 def fleet_table(results: Sequence[Result]) -> Table:
     """The fleet after personalization, accuracies and shares in percent, bytes of all rounds in MB. Where there are
-    several seeds: their mean and standard deviation."""
+    several seeds, their mean; of the weighted means, which people compare, with the standard deviation."""
     header = (
         "algorithm",
         "accuracy",
@@ -38,19 +38,19 @@ def fleet_table(results: Sequence[Result]) -> Table:
 
 
 def _row(label: str, results: Sequence[Result]) -> tuple[str, ...]:
-    def over(value: Callable[[Result], float | None], digits: int = 1) -> str:
+    def over(value: Callable[[Result], float | None], digits: int = 1, *, deviation: bool = False) -> str:
         values = [found for result in results if (found := value(result)) is not None]
         if not values:
             return MISSING
         mean = f"{fmean(values):.{digits}f}"
-        return f"{mean}\N{PLUS-MINUS SIGN}{pstdev(values):.{digits}f}" if len(values) > 1 else mean
+        return f"{mean}\N{PLUS-MINUS SIGN}{pstdev(values):.{digits}f}" if deviation and len(values) > 1 else mean
 
     def spread(name: str, field: str) -> str:
         def value(result: Result) -> float | None:
             found = result.summary.evaluation.get(name)
             return None if found is None else 100 * float(getattr(found, field))
 
-        return over(value)
+        return over(value, deviation=field == "weighted_mean")
 
     def share(result: Result) -> float | None:
         kept = result.summary.share("parameters")
