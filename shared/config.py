@@ -163,7 +163,13 @@ class RoundSettings(Settings):
 
 
 class TransferSettings(Settings):
-    """Bounds of what is in flight."""
+    """How payloads are encoded, and bounds of what is in flight."""
+
+    encoding: Literal["link", "float32", "float16", "int8", "topk"] = Field(
+        "link",
+        description="of payloads, both ways: `link` leaves it to each device's profile; a name asks all devices for it "
+        "(`topk` is for updates, downloads are then `int8`); a device that cannot read it is sent float32",
+    )
 
     window: int = Field(16, ge=1, le=256, description="chunks that one device may have under way")
     granted_mib: float = Field(32.0, gt=0, description="bytes granted to all devices together at any time, MiB")

@@ -25,7 +25,7 @@ Range: TypeAlias = tuple[Annotated[int, Field(ge=0, lt=2**31)], Annotated[int, F
 """Chunk indices, first included, last excluded."""
 Ranges: TypeAlias = Annotated[tuple[Range, ...], Field(max_length=64)]
 Metrics: TypeAlias = Annotated[dict[Name, float], Field(max_length=64)]
-Hyperparameter: TypeAlias = bool | int | float | str | tuple[int | float | str, ...] | None
+Hyperparameter: TypeAlias = bool | int | float | str | tuple[int | float | str, ...] | dict[str, int | float] | None
 
 
 class Message(BaseModel):
@@ -73,6 +73,8 @@ class Capabilities(Message):
     memory_mib: Annotated[int, Field(ge=0)] = 0
     """Memory that its trainer may use."""
     max_packet: Annotated[int, Field(ge=1024)] = 122_880
+    encodings: Annotated[tuple[Identifier, ...], Field(max_length=16)] = ()
+    """Encodings of payloads that this device can read, what its link likes best first; none: float32 alone."""
     version: Text = ""
 
 
@@ -97,6 +99,8 @@ class Plan(Message):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     layout: Digest | None = None
     """Digest of the channel layout, where updates may be partial: both sides must have resolved the same."""
+    encodings: Annotated[tuple[Identifier, ...], Field(max_length=16)] = ("float32",)
+    """Encodings of updates that the coordinator reads; a device takes the one that its link likes best."""
     evaluate_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Rounds from one evaluation on the test split to the next, from round 1; the personalization has one anyway."""
 

@@ -25,10 +25,19 @@ class Training(Section):
         ge=0,
         description="memory that a round may allocate beyond the loaded training library; more, and the round fails",
     )
+    max_width: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each layer's channels with which a device starts at most, where the algorithm prunes; "
+        "less, where a trial step shows that memory_mib needs it",
+    )
     keep_warm: bool = Field(True, description="keep the training library loaded between rounds (about 220 MB)")
 
 
 class Link(Section):
+    """What kind of link it is decides how payloads are encoded on it (shared.encoding)."""
+
     kind: Literal["loopback", "ethernet", "wifi", "lte", "lte-m", "nb-iot"] = "ethernet"
     max_packet: int = Field(122_880, ge=1024, description="bytes of the largest MQTT packet that the device handles")
 
@@ -38,6 +47,9 @@ class Inference(Section):
         ("CPUExecutionProvider",), min_length=1, description="ordered; first available wins"
     )
     threads: int = Field(1, ge=1, description="threads of one inference")
+    dtype: Literal["float32", "int8"] = Field(
+        "float32", description="int8: quantize the exported model where it stays as good, by the device's own data"
+    )
     channel_multiple: int = Field(
         8, ge=1, description="kept channels are rounded up to this: what the runtime's kernels like"
     )
@@ -72,6 +84,9 @@ class Profile(Section):
     title: str
     sources: tuple[str, ...] = Field(
         (), description="where the values come from; `estimate` where they were not measured"
+    )
+    isa: Literal["x86-64-avx2", "x86-64-vnni", "armv8.0", "armv8.2-dotprod"] = Field(
+        "x86-64-avx2", description="instruction set: which variant of int8 neither saturates nor runs slowly"
     )
     cores: int = Field(ge=1)
     memory_mib: int = Field(ge=1, description="memory of the whole device")
