@@ -8,8 +8,8 @@ The trainer writes into `Job.out`, a fresh folder:
 | memory.payload   | it succeeded | what the device remembers; tensors named `group/tensor`                           |
 | update.payload   | train        | what is offered to the coordinator                                                |
 | personal.payload | personalize  | the device's own model, cut down to the channels it holds, and which those are    |
-| reference.npz    | personalize  | `inputs` (float32, at most 64 of the validation split) and the `logits` (float32) |
-|                  |              | that the personal model answers them with                                         |
+| reference.npz    | personalize  | `inputs` (float32) and `labels` (int64) of the validation split, at most 512, and |
+|                  |              | the `logits` (float32) that the personal model answers them with                  |
 """
 
 from pathlib import Path

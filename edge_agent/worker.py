@@ -36,7 +36,8 @@ from shared.pruning import channels, macs
 from shared.tensors import Subnet, Tensors
 from shared.training import Split, evaluate
 
-REFERENCE_EXAMPLES = 64
+REFERENCE_EXAMPLES = 512
+REFERENCE_BATCH = 64
 LATENCY_RUNS = 50
 NO_MEMORY = ("can't allocate memory", "could not create a primitive")
 """How torch's allocator says that an allocation failed, and how oneDNN does."""
@@ -120,13 +121,12 @@ def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """The device's own model from the last global tensors, and what proves that an export of it is the same."""
     model = personal_model(work.setup, round_)
     metrics = _accuracies(work, round_, model) | _size(work, round_, model)
-    inputs = round_.validation.inputs[:REFERENCE_EXAMPLES]
-    metrics["latency_ms_eager"] = _latency_ms(model, inputs[:1], round_.check_time)
+    metrics["latency_ms_eager"] = _latency_ms(model, round_.validation.inputs[:1], round_.check_time)
     _remember(job, work, round_)
     with (job.out / PERSONAL).open("wb") as file:
         own = Subnet(state_tensors(model), round_.held)
         write_payload(file, own, run=job.task.run, round=job.task.round, metrics=metrics)
-    np.savez(job.out / REFERENCE, inputs=inputs.numpy(), logits=logits(model, inputs).numpy())
+    _write_reference(job.out / REFERENCE, model, round_)
     return Outcome(
         examples=len(round_.train),
         metrics=metrics,
@@ -134,6 +134,15 @@ def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
         mean=work.data.normalization.mean,
         std=work.data.normalization.std,
     )
+
+
+def _write_reference(path: Path, model: nn.Module, round_: DeviceRound) -> None:
+    inputs, labels = (part[:REFERENCE_EXAMPLES] for part in (round_.validation.inputs, round_.validation.labels))
+    found = []
+    for batch in inputs.split(REFERENCE_BATCH):  # all at once may take more memory than the training did
+        round_.check_time()
+        found.append(logits(model, batch))
+    np.savez(path, inputs=inputs.numpy(), labels=labels.numpy(), logits=torch.cat(found).numpy())
 
 
 def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:

@@ -235,9 +235,11 @@ def test_personalization_leaves_a_model_and_what_proves_it(make_job: MakeJob) ->
     model = shrink(build_model("digitscnn", OPTIONS, seed=0), LAYOUT, personal.held)
     load_tensors(model, personal.tensors)
     with np.load(job.out / REFERENCE, allow_pickle=False) as reference:
-        inputs, logits = reference["inputs"], reference["logits"]
+        inputs, labels, logits = reference["inputs"], reference["labels"], reference["logits"]
     data = load(DATA)
-    np.testing.assert_array_equal(inputs, data.validation.inputs[:64])
+    np.testing.assert_array_equal(inputs, data.validation.inputs)
+    np.testing.assert_array_equal(labels, data.validation.labels)
+    assert labels.dtype == np.int64
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(torch.from_numpy(inputs)).numpy(), logits, atol=1e-6)
     metrics = outcome.metrics
