@@ -87,6 +87,22 @@ def accuracy_by_algorithm(curves: Mapping[str, Sequence[tuple[int, float]]]) -> 
     return _draw(paint, height=4.0)
 
 
+def accuracy_by_bytes(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """One line per method: (MB moved, accuracy), the bytes on a logarithmic scale."""
+
+    def paint(axes: Axes) -> None:
+        colors = mpl.colormaps["tab10"]
+        for index, (label, points) in enumerate(curves.items()):
+            axes.plot(
+                *zip(*points, strict=True), color=colors(index), linewidth=1.8, marker="o", markersize=4, label=label
+            )
+        axes.set(xlabel="MB moved, up and down, whole fleet", ylabel="accuracy", xscale="log")
+        if curves:
+            axes.legend(loc="lower right", fontsize=8)
+
+    return _draw(paint, height=3.6)
+
+
 def accuracy_by_device(summary: RunSummary) -> str:
     """Global model against own model, device by device."""
     rows = [row for row in reversed(summary.devices) if {"accuracy", "accuracy_global"} <= set(row.metrics)]
