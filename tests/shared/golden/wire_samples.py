@@ -32,7 +32,13 @@ MESSAGES: dict[str, Message] = {
         online=True,
         epoch=2,
         capabilities=Capabilities(
-            profile="rpi4", train=False, reason="83 °C", examples=120, memory_mib=512, version="0.1"
+            profile="rpi4",
+            train=False,
+            reason="83 °C",
+            examples=120,
+            memory_mib=512,
+            encodings=("float16", "float32"),
+            version="0.1",
         ),
     ),
     "task": Task(
@@ -43,9 +49,16 @@ MESSAGES: dict[str, Message] = {
             model="smallcnn",
             model_options={"classes": 10, "widths": (8, 16)},
             algorithm="hermes",
-            hyperparameters={"lr": 0.05, "overlap": "any", "nesterov": False, "limit": None},
+            hyperparameters={
+                "lr": 0.05,
+                "overlap": "any",
+                "nesterov": False,
+                "limit": None,
+                "target": {"macs": 0.25},
+            },
             seed=7,
             layout=DIGEST,
+            encodings=("float32", "int8"),
             evaluate_every=5,
         ),
         payload=BLOB,
