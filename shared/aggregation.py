@@ -20,10 +20,12 @@ BLOCK = 1 << 16
 
 
 class Overlap(StrEnum):
-    """Which coordinates of partial updates are averaged: those held by ANY update, or by ALL of them."""
+    """Which coordinates of partial updates are averaged: those held by ANY update, or by ALL of them. AGREED averages
+    as ANY does, and what no update holds is given up."""
 
     ANY = "any"
     ALL = "all"
+    AGREED = "agreed"
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Aggregate:
 
     tensors  dense, names, shapes and dtypes as before the round
     valid    units whose coordinates were held by every update; elsewhere devices keep their own. None: all are valid
+    alive    units that some update held; devices give the others up. None: all are alive
     """
 
     tensors: Tensors
     valid: Masks | None = None
+    alive: Masks | None = None
 
 
 class Accumulator(Protocol):
@@ -88,14 +92,19 @@ class WeightedMean:
         self._overlap = overlap
         self._sums: dict[str, _Sum] = {}
         self._valid: Masks | None = None
+        self._alive: Masks | None = None
+        self._whole = False
 
     def add(self, update: Update) -> None:
         held = update.subnet.held
         if held is not None and all(mask.all() for mask in held.values()):
             held = None
-        if held is not None:
-            before = self._valid
-            self._valid = {group: mask & before[group] if before else mask.copy() for group, mask in held.items()}
+        if held is None:
+            self._whole = True
+        else:
+            valid, alive = self._valid or held, self._alive or held
+            self._valid = {group: mask & valid[group] for group, mask in held.items()}
+            self._alive = {group: mask | alive[group] for group, mask in held.items()}
         if update.weight == 0:
             return
         with warnings.catch_warnings():
@@ -112,7 +121,11 @@ class WeightedMean:
         for name, before in previous.items():
             if (total := self._sums.pop(name, None)) is not None:
                 tensors[name] = self._mean(name, total, before)
-        return Aggregate(tensors, self._valid if self._overlap is Overlap.ALL else None)
+        return Aggregate(
+            tensors,
+            valid=self._valid if self._overlap is Overlap.ALL else None,
+            alive=self._alive if self._overlap is Overlap.AGREED and not self._whole else None,
+        )
 
     def _add_whole(self, name: str, array: Array, weight: float) -> None:
         if name not in self._sums:

@@ -96,6 +96,7 @@ def devices_after(overlap: Overlap, weights: list[float]) -> list[list[float]]:
         (Overlap.ALL, SAMPLES, [[6, 2, 3, 0], [6, 6, 0, 0], [6, 0, 11, 12]]),
         (Overlap.ANY, UNIFORM, [[5, 4, 7, 0], [5, 4, 0, 0], [5, 0, 7, 12]]),
         (Overlap.ANY, SAMPLES, [[6, 4, 25 / 3, 0], [6, 4, 0, 0], [6, 0, 25 / 3, 12]]),
+        (Overlap.AGREED, SAMPLES, [[6, 4, 25 / 3, 0], [6, 4, 0, 0], [6, 0, 25 / 3, 12]]),
     ],
 )
 def test_three_devices_with_three_subnetworks(
@@ -120,6 +121,35 @@ def test_overlap_all_names_the_units_that_everybody_held() -> None:
     assert result.valid is not None
     assert result.valid["g"].tolist() == [True, False, False, False]
     assert result.tensors["theta"].tolist() == [5, 100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    ("masks", "alive"),
+    [
+        (["1000", "0010"], "1010"),
+        (["0110"], "0110"),
+        (["0110", "1111"], None),
+        (["0110", None], None),
+        ([None, "0110"], None),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_overlap_agreed_names_the_units_that_somebody_held(masks: list[str | None], alive: str | None) -> None:
+    for overlap in Overlap:
+        accumulator = WeightedMean(FOUR, overlap=overlap)
+        for weight, bits in enumerate(masks):  # also who weighs nothing holds something
+            held = None if bits is None else {"g": mask(bits)}
+            subnet = (
+                Subnet({"theta": np.ones(4, np.float32)}) if held is None else cut(FOUR, {"theta": np.ones(4)}, held)
+            )
+            accumulator.add(Update(subnet, float(weight)))
+        result = accumulator.result({"theta": np.zeros(4, np.float32)}).alive
+        if overlap is not Overlap.AGREED or alive is None:
+            assert result is None
+        else:
+            assert result is not None
+            assert result["g"].tolist() == mask(alive).tolist()
 
 
 # --- dense ----------------------------------------------------------------------------------------------------------
