@@ -1,10 +1,11 @@
 """A link that counts what it carries."""
 
-from shared.link import Link, LinkEvent, Received
+from shared.link import Link, LinkEvent, Received, packet_size
 
 
 class Metered:
-    """shared.link.Link around another one. up, down: payload bytes that went through, framing of messages included."""
+    """shared.link.Link around another one. up, down: bytes of the PUBLISH packets that went through, as the broker
+    counts them (shared.link.packet_size); subscriptions, acknowledgements and pings are not in it."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -20,7 +21,7 @@ class Metered:
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         await self._link.publish(topic, payload, retain=retain)
-        self.up += len(payload)
+        self.up += packet_size(topic, len(payload))
 
     async def subscribe(self, *filters: str) -> None:
         await self._link.subscribe(*filters)
@@ -31,7 +32,7 @@ class Metered:
     async def receive(self) -> LinkEvent:
         event = await self._link.receive()
         if isinstance(event, Received):
-            self.down += len(event.payload)
+            self.down += packet_size(event.topic, len(event.payload))
         return event
 
     async def close(self) -> None:

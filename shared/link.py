@@ -10,6 +10,13 @@ PACKET_OVERHEAD = 512
 """Upper bound of what topic, properties and message framing add to a chunk's bytes."""
 
 
+def packet_size(topic: str, payload: int, qos: int = 1) -> int:
+    """Bytes of the MQTT 5 PUBLISH packet without properties that carries `payload` bytes, as the broker counts them:
+    the fixed header, topic, packet number (not under QoS 0), length of the properties, payload. 3.1.1: one less."""
+    remaining = 2 + len(topic.encode()) + (2 if qos else 0) + 1 + payload
+    return 1 + -(-remaining.bit_length() // 7) + remaining
+
+
 @dataclass(frozen=True)
 class Connected:
     """session_present: the broker kept our session; if not, subscriptions were made anew, and what others retained

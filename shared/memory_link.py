@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from shared.errors import LinkClosed, PacketTooLarge
-from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will
+from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will, packet_size
 
 WILDCARDS = frozenset("+#")
 
@@ -152,7 +152,7 @@ class MemoryLink:
 
     async def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self._check_open()
-        size = len(topic.encode()) + len(payload) + 10
+        size = packet_size(topic, len(payload))
         if size > self._broker.max_packet:
             raise PacketTooLarge(
                 f"a packet of {size} bytes to {topic!r} exceeds the {self._broker.max_packet} bytes that are taken"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.errors import LinkError, PacketTooLarge
+from shared.link import packet_size
 
 
 @dataclass(eq=False, slots=True)
@@ -21,7 +22,7 @@ class Publication:
     @property
     def packet(self) -> int:
         """Upper bound of its bytes on the wire, under MQTT 5 and 3.1.1."""
-        return 5 + 2 + len(self.topic.encode()) + 2 + 1 + len(self.payload)
+        return packet_size(self.topic, len(self.payload))
 
     def fail(self, error: LinkError) -> None:
         if not self.done.done():

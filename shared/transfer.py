@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Collection, Coroutine, Iterable, Iterator
 from pathlib import Path
 
-from shared.chunks import Assembly, read_chunk
+from shared.chunks import Assembly, chunk_length, read_chunk
 from shared.codec import encode_message
 from shared.errors import PacketTooLarge
-from shared.link import PACKET_OVERHEAD, Link
+from shared.link import PACKET_OVERHEAD, Link, packet_size
 from shared.messages import PAGE, Blob, Chunk, Ranges, Want
 from shared.topics import Topics
 
@@ -35,6 +35,11 @@ def chunk_size(max_packet: int) -> int:
             f"{SMALLEST_CHUNK + PACKET_OVERHEAD} bytes (Mosquitto: max_packet_size)"
         )
     return size
+
+
+def published_size(topics: Topics, blob: Blob, chosen: Iterable[int]) -> int:
+    """Bytes of the packets in which the broker gives one device these chunks of a published blob."""
+    return sum(packet_size(topics.chunk(blob.digest, i // PAGE, i), chunk_length(blob, i)) for i in chosen)
 
 
 def indices(ranges: Ranges, chunks: int) -> list[int]:
