@@ -1,6 +1,7 @@
 """The model in service and the one before it, in two slots.
 
-    models/a/, models/b/   whole versions: model.onnx, and template.onnx and personal.payload that it was made from
+    models/a/, models/b/   whole versions: model.onnx, and what it was made from and proved with: template.onnx,
+                           personal.payload, reference.npz
     models/current         symbolic link to the slot in service
     models/incoming/       a version in the making; worth nothing after a restart
 
@@ -17,6 +18,7 @@ from shared.files import sync_directory, sync_file
 MODEL = "model.onnx"
 TEMPLATE = "template.onnx"
 PERSONAL = "personal.payload"
+REFERENCE = "reference.npz"
 
 _SLOTS = ("a", "b")
 

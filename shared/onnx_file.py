@@ -32,11 +32,12 @@ COUNTER = "num_batches_tracked"
 """BatchNorm counts its batches under this name; no network reads it, so no ONNX file has it."""
 
 _OPERATORS = """
-    Abs Add And AveragePool BatchNormalization Cast CastLike Clip Concat Constant Conv Div Elu Equal Erf Exp Expand
-    Flatten GRU Gather Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish Identity
-    InstanceNormalization IsNaN LSTM LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mish Mul Neg
-    Not Or PRelu Pad Pow RNN Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Selu SequenceAt Shape Sigmoid
-    Slice Softmax Softplus Split SplitToSequence Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where
+    Abs Add And AveragePool BatchNormalization Cast CastLike Clip Concat Constant Conv DequantizeLinear Div Elu Equal
+    Erf Exp Expand Flatten GRU Gather Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish
+    Identity InstanceNormalization IsNaN LSTM LayerNormalization LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mish
+    Mul Neg Not Or PRelu Pad Pow QuantizeLinear RNN Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Selu
+    SequenceAt Shape Sigmoid Slice Softmax Softplus Split SplitToSequence Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
 """What a network of ours may compute: no control flow, so no file can run for ever; no operators of third parties, so
@@ -48,6 +49,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     TensorProto.DOUBLE: np.dtype("f8"),
     TensorProto.INT64: np.dtype("i8"),
     TensorProto.INT32: np.dtype("i4"),
+    TensorProto.INT8: np.dtype("i1"),
     TensorProto.UINT8: np.dtype("u1"),
     TensorProto.BOOL: np.dtype("?"),
 }
@@ -165,6 +167,22 @@ def _check_nodes(nodes: Iterable[NodeProto]) -> None:
                 raise ExportError(
                     f"ONNX attribute {attribute.name!r} of node {node.name!r} is a graph or a list of them"
                 )
+
+
+def tidy(model: ModelProto, metadata: Mapping[str, str]) -> None:
+    """Bring what a tool of ours wrote into the form that `parse` takes, in place: tensors as raw bytes, one operator
+    set, these properties, no free text (exporters write local paths and source lines), and no shapes, which a smaller
+    network would contradict."""
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    standard = [entry for entry in model.opset_import if not entry.domain]
+    del model.opset_import[:]
+    model.opset_import.extend(standard)  # the runtime lists every set that it knows, whether a node is of it or not
+    for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    del model.graph.value_info[:]
+    onnx.helper.set_model_props(model, dict(metadata))
 
 
 def fill(template: bytes, tensors: Tensors, metadata: Mapping[str, str], *, limit: int = MAX_BYTES) -> bytes:

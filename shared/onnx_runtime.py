@@ -5,15 +5,18 @@ that off comes too late; only this variable, set before the import, prevents it.
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+import onnx
 import onnxruntime
 
 from shared.errors import ExportError
+from shared.onnx_file import properties, tidy
 
 _ERROR = 3
 
@@ -43,6 +46,25 @@ def open_session(
         )
     except Exception as error:  # the runtime's errors share no base class but this
         raise ExportError(f"ONNX Runtime cannot load the model: {error}") from error
+
+
+def optimize(data: bytes) -> bytes:
+    """A file of ours as the runtime's own optimizer leaves it at its basic level: the same network in standard
+    operators only, constants folded, BatchNorm inside the convolution before it. ExportError if the runtime cannot load
+    it."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = _ERROR
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder) / "model.onnx")
+        try:
+            onnxruntime.InferenceSession(data, options, providers=available([]))
+        except Exception as error:  # as above
+            raise ExportError(f"ONNX Runtime cannot load the model: {error}") from error
+        model = onnx.load(options.optimized_model_filepath)
+    tidy(model, properties(model))
+    optimized: bytes = model.SerializeToString()
+    return optimized
 
 
 def available(wanted: Sequence[str]) -> list[str]:

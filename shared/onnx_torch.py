@@ -12,7 +12,10 @@ from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from shared.errors import ModelError
-from shared.onnx_file import INPUT, OUTPUT
+from shared.onnx_file import INPUT, OUTPUT, tidy
+
+OPSET = 20
+"""What is written. ONNX Runtime reads it, with the file format (IR 10) that comes with it, since 1.18."""
 
 
 def to_onnx(model: nn.Module, example: Tensor, *, optimize: bool) -> ModelProto:
@@ -33,6 +36,7 @@ def to_onnx(model: nn.Module, example: Tensor, *, optimize: bool) -> ModelProto:
                 model,
                 (batch,),
                 dynamo=True,
+                opset_version=OPSET,
                 optimize=optimize,
                 external_data=False,
                 verbose=False,
@@ -68,16 +72,11 @@ def _clean(model: ModelProto) -> None:
     graph = model.graph
     shapes = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
     _flatten_again(graph, shapes)
+    _pool_again(graph, shapes)
     _fold_casts(graph, shapes)
     _drop_zero_biases(graph)
     _drop_dead_nodes(graph)
-    for tensor in graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-    # Stack traces of the exporter: local paths and source lines. And shapes, which a smaller network would contradict.
-    for part in (model, graph, *graph.node, *graph.input, *graph.output):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
-    del graph.value_info[:]
+    tidy(model, {})
     del model.functions[:]
 
 
@@ -93,6 +92,25 @@ def _flatten_again(graph: GraphProto, shapes: dict[str, onnx.TypeProto.Tensor]) 
         before, after = _dims(shapes[node.input[0]]), _dims(shapes[node.output[0]])
         if len(after) == 2 and before and before[0] == after[0] and isinstance(after[0], str):
             node.CopyFrom(onnx.helper.make_node("Flatten", [node.input[0]], [node.output[0]], name=node.name, axis=1))
+
+
+def _pool_again(graph: GraphProto, shapes: dict[str, onnx.TypeProto.Tensor]) -> None:
+    """Pooling to one value per channel arrives as a mean over axes, for which the runtime leaves its own layout of the
+    tensors, and int8: undo that."""
+    made_by = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[0] not in shapes:
+            continue
+        rank = len(_dims(shapes[node.input[0]]))
+        axes = made_by.get(node.input[1])
+        if axes is not None and axes.op_type == "Reshape":  # of a constant, to the shape that it has
+            axes = made_by.get(axes.input[0])
+        if axes is None or axes.op_type != "Constant" or rank < 3:
+            continue
+        everywhere = {int(axis) % rank for axis in constant_value(axes).ravel()} == set(range(2, rank))
+        if everywhere and all(attribute.i == 1 for attribute in node.attribute if attribute.name == "keepdims"):
+            pool = onnx.helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
+            node.CopyFrom(pool)
 
 
 def _fold_casts(graph: GraphProto, shapes: dict[str, onnx.TypeProto.Tensor]) -> None:

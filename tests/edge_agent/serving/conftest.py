@@ -76,7 +76,7 @@ def make_personal(tmp_path: Path, dense: nn.Module, template: bytes) -> Callable
         (folder / "personal.payload").write_bytes(
             encode_payload(Subnet(state_tensors(network), held), run="run", round=3)
         )
-        np.savez(folder / "reference.npz", inputs=inputs.numpy(), logits=logits)
+        np.savez(folder / "reference.npz", inputs=inputs.numpy(), labels=logits.argmax(1), logits=logits)
         return Personal(
             folder / "template",
             folder / "personal.payload",
