@@ -139,10 +139,10 @@ def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
 def _write_reference(path: Path, model: nn.Module, round_: DeviceRound) -> None:
     inputs, labels = (part[:REFERENCE_EXAMPLES] for part in (round_.validation.inputs, round_.validation.labels))
     found = []
-    for batch in inputs.split(REFERENCE_BATCH):  # all at once may take more memory than the training did
+    for batch in torch.split(inputs, REFERENCE_BATCH):  # all at once may take more memory than the training did
         round_.check_time()
         found.append(logits(model, batch))
-    np.savez(path, inputs=inputs.numpy(), labels=labels.numpy(), logits=torch.cat(found).numpy())
+    np.savez_compressed(path, inputs=inputs.numpy(), labels=labels.numpy(), logits=torch.cat(found).numpy())
 
 
 def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:
