@@ -1,24 +1,22 @@
-"""Removing channels: from tensors, from a module, and the choice of which.
+"""Removing channels from tensors and from a module. shared.selection chooses which.
 
 A *dense* network has every channel; a *shrunk* one lacks those that are not held, physically; the *masked* one has the
 dense shapes with zeros instead. Shrunk and masked compute the same, and train the same.
 """
 
-import bisect
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
-from shared.channels import FIXED, ChannelLayout, selection
+from shared.channels import ChannelLayout, selection
 from shared.model_state import state_tensors
 from shared.tensors import Array, Masks, Subnet, Tensors
 
@@ -110,78 +108,18 @@ def _adjust(module: nn.Module, *, depthwise: bool) -> None:
         module.num_parameters = module.weight.shape[0]
 
 
-# --- the choice -----------------------------------------------------------------------------------------------------
-
-
-def scores(
-    source: nn.Module | Mapping[str, Array], layout: ChannelLayout, held: Masks | None = None
-) -> dict[str, npt.NDArray[np.float64]]:
-    """How much each unit weighs: the L1 norm over all held parameters that would go with it. Units not held get 0."""
-    held = layout.full() if held is None else held
-    total = np.zeros(sum(layout.groups.values()) + 1)  # FIXED adds to the last one
-    for name, array in _parameters(source).items():
-        if name in layout.axes:
-            sizes = np.abs(_cut(name, array, layout, held)).astype(np.float64)
-            for axis, (units, kept) in enumerate(zip(layout.axes[name], layout.index(name, held), strict=True)):
-                if units is not None:
-                    others = tuple(other for other in range(sizes.ndim) if other != axis)
-                    np.add.at(total, units if kept is None else units[kept], sizes.sum(axis=others))
-    ends = np.cumsum(list(layout.groups.values()))
-    return dict(zip(layout.groups, np.split(total[:FIXED], ends[:-1]), strict=True)) if layout.groups else {}
-
-
-def choose(
-    tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks | None, *, keep: float, multiple: int = 8
-) -> Masks:
-    """Drop the channels of lowest L1 until at most `keep` (a fraction) of the dense model's parameters are left.
-
-    Channels go in blocks that leave a multiple of `multiple` in their group, first from the group that has lost the
-    smallest share, so that all shrink evenly. The last block is the one that reaches the target most closely. No group
-    goes below min(multiple, units); when all are there, the target may not be reached. The masks only shrink: what is
-    not held stays out. Deterministic.
-
-    tensors  the dense model's state
-    held     what is held now; None: everything
-    """
-    held = layout.full() if held is None else held
-    layout.check(held)
-    worth = scores(tensors, layout, held)
-    order = {group: np.argsort(np.where(mask, -worth[group], np.inf), kind="stable") for group, mask in held.items()}
-    steps = sorted(
-        (1 - left / layout.groups[group], place, left)
-        for place, group in enumerate(layout.groups)
-        for left in range((int(held[group].sum()) - 1) // multiple * multiple, 0, -multiple)
-    )
-    groups = list(layout.groups)
-    blocks = [(groups[place], left) for _, place, left in steps]
-
-    def without(gone: Sequence[tuple[str, int]]) -> Masks:
-        masks = {group: mask.copy() for group, mask in held.items()}
-        for group, left in gone:
-            masks[group][order[group][left:]] = False
-        return masks
-
-    def size(gone: Sequence[tuple[str, int]]) -> int:
-        return parameters(tensors, layout, without(gone))
-
-    goal = keep * parameters(tensors, layout)
-    needed = bisect.bisect_left(range(len(blocks)), True, key=lambda count: size(blocks[:count]) <= goal)
-    if needed == 0:
-        return without([])
-    before, next_blocks = blocks[: needed - 1], dict(reversed(blocks[needed - 1 :]))
-    endings = [[*before, block] for block in next_blocks.items()]
-    return without(max((gone for gone in endings if size(gone) <= goal), key=size, default=blocks))
-
-
 # --- how much is left -----------------------------------------------------------------------------------------------
 
 
 def parameters(source: nn.Module | Mapping[str, Array], layout: ChannelLayout, held: Masks | None = None) -> int:
     """Trainable numbers of the network with the held channels; statistics of BatchNorm do not count."""
-    shapes = {name: array.shape for name, array in _parameters(source).items()}
-    if held is not None:
-        shapes = layout.shapes(shapes, held)
-    return sum(map(math.prod, shapes.values()))
+    shapes = parameter_shapes(state_tensors(source) if isinstance(source, nn.Module) else source)
+    return sum(map(math.prod, (shapes if held is None else layout.shapes(shapes, held)).values()))
+
+
+def parameter_shapes(tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is trained, of a model's whole state."""
+    return {name: array.shape for name, array in tensors.items() if _own(name) not in STATISTICS}
 
 
 def channels(layout: ChannelLayout, held: Masks | None) -> tuple[int, int]:
@@ -192,30 +130,30 @@ def channels(layout: ChannelLayout, held: Masks | None) -> tuple[int, int]:
 
 def macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulate operations of convolutions and linear layers for one example of the batch."""
+    return sum(weight.numel() * times for weight, times in weight_uses(model, example)) // example.shape[0]
+
+
+def weight_uses(model: nn.Module, example: Tensor) -> list[tuple[Tensor, int]]:
+    """Every call of a convolution or linear layer in eval mode: its weight, and how often each number of it is used."""
     was_training = model.training
-    counter = _Counter()
-    with torch.no_grad(), counter:
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
         model.eval()(example)
     model.train(was_training)
-    return counter.total // example.shape[0]
+    return recorder.uses
 
 
-class _Counter(TorchFunctionMode):
+class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.uses: list[tuple[Tensor, int]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in ("conv1d", "conv2d", "conv3d", "linear"):
             weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
-            self.total += output.numel() * weight[0].numel()
+            self.uses.append((weight, output.numel() // weight.shape[0]))
         return output
-
-
-def _parameters(source: nn.Module | Mapping[str, Array]) -> Mapping[str, Array]:
-    tensors = state_tensors(source) if isinstance(source, nn.Module) else source
-    return {name: array for name, array in tensors.items() if _own(name) not in STATISTICS}
 
 
 def _own(name: str) -> str:

@@ -23,7 +23,8 @@ from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters
 from shared.algorithms.base import train as train_everything
 from shared.channels import ChannelLayout
 from shared.model_state import load_tensors, state_tensors
-from shared.pruning import choose, parameters, put, shrink, take
+from shared.pruning import parameters, put, shrink, take
+from shared.selection import choose, parameter_cost
 from shared.tensors import Masks, Subnet, Tensors
 from shared.training import evaluate
 
@@ -72,7 +73,8 @@ def _prune(round_: DeviceRound, hp: HermesHyperparameters) -> None:
         return
     step = min(hp.pruning_amount, hp.pruning_target - pruned)
     put(dense, Subnet(state_tensors(round_.model), round_.held), layout)
-    held = choose(dense, layout, round_.held, keep=1 - pruned - step, multiple=hp.multiple or round_.multiple)
+    goal, multiple = (1 - pruned - step) * parameters(dense, layout), hp.multiple or round_.multiple
+    held = choose(dense, layout, round_.held, cost=parameter_cost(dense, layout), goal=goal, multiple=multiple)
     if not all(mask.all() for mask in held.values()):
         _cut(round_, dense, held)
 

@@ -1,9 +1,7 @@
-"""Shrunk networks compute and train exactly what masked ones do; the choice of channels keeps its promises."""
+"""Shrunk networks compute and train exactly what masked ones do."""
 
 import copy
-import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,30 +9,15 @@ import torch
 import torch_pruning
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pruned_models import ZOO, resolved, small_mobilenet
 from torch import Tensor, nn
 
 from shared.channel_trace import channel_layout, random_masks
-from shared.channels import ChannelLayout
 from shared.model_state import load_tensors, state_tensors
-from shared.models import build_model, example_input
+from shared.models import build_model
 from shared.partition import head_names
-from shared.pruning import channels, choose, macs, masked, parameters, put, scores, shrink, take
-from shared.tensors import Masks, Subnet
-from shared.torchvision_ops import torchvision
-
-
-@functools.cache
-def resolved(name: str, **options: int) -> tuple[nn.Module, ChannelLayout, Tensor]:
-    """Model (never change it), layout, example. BatchNorm is made to matter: nothing in it is 0 or 1."""
-    model, example = build_model(name, options, seed=0), example_input(name, options)
-    torch.manual_seed(1)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            nn.init.normal_(layer.bias)
-            nn.init.normal_(layer.running_mean)
-            nn.init.uniform_(layer.running_var, 0.5, 1.5)
-    return model, channel_layout(model, example), example
+from shared.pruning import channels, macs, masked, parameters, put, shrink, take
+from shared.tensors import Subnet
 
 
 def difference(one: nn.Module, other: nn.Module, example: Tensor) -> float:
@@ -55,50 +38,6 @@ def without_dropout(model: nn.Module) -> nn.Module:
 
 
 # --- shrunk is masked -----------------------------------------------------------------------------------------------
-
-
-def small_vgg() -> nn.Module:
-    vgg = torchvision().models.vgg
-    features = vgg.make_layers([16, "M", 32, "M", 64, 64, "M", 64, 64, "M"], batch_norm=True)
-    return nn.Sequential(features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(256, 64), nn.Linear(64, 10))
-
-
-def small_densenet() -> nn.Module:
-    model: nn.Module = torchvision().models.DenseNet(8, (2, 3, 3, 2), num_init_features=16, num_classes=10)
-    return model
-
-
-def small_resnext() -> nn.Module:
-    resnet = torchvision().models.resnet
-    model: nn.Module = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], 10, groups=8, width_per_group=4)
-    return model
-
-
-def small_mobilenet() -> nn.Module:
-    blocks = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]
-    model: nn.Module = torchvision().models.MobileNetV2(10, 0.5, inverted_residual_setting=blocks)
-    return model
-
-
-BUILT = [
-    "smallcnn",
-    "lenet5",
-    "resnet18",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "efficientnet_b0",
-    "googlenet",
-    "squeezenet1_1",
-    "mnasnet0_5",
-    "regnet_y_400mf",
-    "shufflenet_v2_x0_5",
-]
-ZOO: dict[str, Callable[[], nn.Module]] = {
-    **{name: functools.partial(build_model, name, {"channels": 3, "size": 32}, seed=0) for name in BUILT},
-    "vgg with batch norm": small_vgg,
-    "densenet": small_densenet,
-    "resnext": small_resnext,
-}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -286,113 +225,6 @@ def test_the_masks_of_resnet18_are_360_bytes() -> None:
     assert len(layout.groups) == 12
     assert sum(np.packbits(mask).size for mask in layout.full().values()) == 360
     assert list(layout.groups)[:3] == ["conv1", "layer1.0.conv1", "layer1.1.conv1"]
-
-
-# --- the choice -----------------------------------------------------------------------------------------------------
-
-
-def test_scores_are_the_l1_norm_of_all_that_goes_with_a_channel() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
-    layout = channel_layout(model, torch.zeros(2, 2))
-    tensors = {
-        "0.weight": [[1, -2], [10, 20]],
-        "0.bias": [3, 30],
-        "1.weight": [0.5, 5],
-        "1.bias": [0.25, 0],
-        "1.running_mean": [100, 100],
-        "1.running_var": [100, 100],
-        "3.weight": [[-4, 40]],
-        "3.bias": [1000],
-    }
-    arrays = {name: np.array(values, dtype=np.float32) for name, values in tensors.items()}
-    assert scores(arrays, layout)["0"].tolist() == [1 + 2 + 3 + 0.5 + 0.25 + 4, 10 + 20 + 30 + 5 + 40]
-    assert scores(arrays, layout, {"0": np.array([True, False])})["0"].tolist() == [10.75, 0]
-    assert choose(arrays, layout, None, keep=0.9, multiple=1)["0"].tolist() == [False, True]
-
-
-def test_scores_count_a_consumer_only_over_the_channels_that_are_held() -> None:
-    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
-    layout = channel_layout(model, torch.zeros(2, 1))
-    arrays = {"0.weight": np.ones((2, 1)), "1.weight": np.array([[1.0, 100], [2, 100]]), "2.weight": np.ones((1, 2))}
-    held = {"0": np.array([True, False]), "1": np.array([True, True])}
-    assert scores(arrays, layout, held)["1"].tolist() == [2, 3]
-
-
-def check_choice(layout: ChannelLayout, before: Masks, after: Masks, multiple: int) -> None:
-    layout.check(after)
-    for group, mask in after.items():
-        assert not (mask & ~before[group]).any(), "masks only shrink"
-        kept, units = int(mask.sum()), mask.size
-        assert kept >= min(multiple, units)
-        assert kept % multiple == 0 or kept == before[group].sum()
-
-
-@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=4), st.sampled_from([1, 4, 8]))
-@settings(max_examples=30, deadline=None)
-def test_choices_shrink_meet_their_target_and_keep_multiples(targets: list[float], multiple: int) -> None:
-    model, layout, _ = resolved("digitscnn")
-    tensors = state_tensors(model)
-    dense = parameters(tensors, layout)
-    held = layout.full()
-    for keep in targets:
-        before = held
-        held = choose(tensors, layout, held, keep=keep, multiple=multiple)
-        check_choice(layout, before, held, multiple)
-        least = all(mask.sum() <= max(multiple, 1) for mask in held.values())
-        assert parameters(tensors, layout, held) <= keep * dense or least
-        if parameters(tensors, layout, before) <= keep * dense:
-            assert all((held[group] == before[group]).all() for group in held)
-
-
-@pytest.mark.parametrize("name", ["digitscnn", "lenet-small", "resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("keep", [0.8, 0.5, 0.2])
-def test_the_target_is_met_closely(name: str, keep: float) -> None:
-    """Within what one block of eight channels of some layer makes up: large where the whole network is small."""
-    model, layout, _ = resolved(name)
-    held = choose(state_tensors(model), layout, None, keep=keep)
-    share = parameters(model, layout, held) / parameters(model, layout)
-    slack = {"digitscnn": 0.06, "lenet-small": 0.15}.get(name, 0.003)
-    assert keep - slack <= share <= keep
-    assert parameters(shrink(model, layout, held), layout) == parameters(model, layout, held)
-
-
-def test_pruning_in_steps_goes_on_in_a_small_network() -> None:
-    """The digits network has groups of 16, 32, 64 and 56: every round of a schedule must get somewhere."""
-    model, layout, _ = resolved("digitscnn")
-    tensors, held, share = state_tensors(model), layout.full(), 1.0
-    for keep in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
-        held = choose(tensors, layout, held, keep=keep)
-        before, share = share, parameters(tensors, layout, held) / parameters(tensors, layout)
-        assert share <= keep
-        assert share < before
-
-
-def test_a_choice_that_asks_for_nothing_more_changes_nothing() -> None:
-    model, layout, _ = resolved("digitscnn")
-    held = choose(state_tensors(model), layout, None, keep=0.0)
-    assert [int(mask.sum()) for mask in held.values()] == [8, 8, 8, 8]
-    again = choose(state_tensors(model), layout, held, keep=0.0)
-    assert all((again[group] == held[group]).all() for group in held)
-    assert all(mask.all() for mask in choose(state_tensors(model), layout, None, keep=1.0).values())
-
-
-def test_all_layers_shrink_alike_and_the_weakest_channels_go() -> None:
-    model, layout, _ = resolved("resnet18")
-    held = choose(state_tensors(model), layout, None, keep=0.5)
-    shares = [mask.mean() for mask in held.values()]
-    assert max(shares) - min(shares) <= 8 / 64
-    worth = scores(model, layout)
-    assert all(worth[group][mask].min() >= worth[group][~mask].max() for group, mask in held.items())
-
-
-def test_the_classifier_keeps_its_rows_and_the_input_its_columns() -> None:
-    for name in ("digitscnn", "har1d", "resnet18", "mobilenet_v2"):
-        model, layout, _ = resolved(name)
-        small = shrink(model, layout, choose(state_tensors(model), layout, None, keep=0.0))
-        weights = [layer.weight for layer in small.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
-        dense = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d)]
-        assert weights[-1].shape[0] == dense[-1].shape[0]
-        assert weights[0].shape[1] == dense[0].shape[1]
 
 
 # --- how much is left -----------------------------------------------------------------------------------------------
