@@ -5,11 +5,11 @@ A message is one msgpack map: its fields, and the protocol version as `v`. A pay
 
     b"TLR1" | header length, u32 | header: msgpack map of PayloadHeader | zeros | tensor | zeros | tensor ...
 
-little-endian, each tensor raw in C order and starting at a multiple of 64 bytes, nothing after the last.
+little-endian, each tensor raw in C order and starting at a multiple of 64 bytes, nothing after the last. In a lossy
+encoding (shared.encoding) some tensors are coded, no zeros are between them, and all of them may be compressed.
 """
 
 import io
-import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ import msgpack
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from shared.encoding import Encoding
 from shared.errors import MalformedMessage, MalformedPayload
 from shared.messages import (
     PROTOCOL,
@@ -33,10 +34,11 @@ from shared.messages import (
     PayloadHeader,
     Presence,
     Task,
-    TensorSpec,
     Uplink,
 )
-from shared.tensors import Array, Masks, Subnet, Tensors
+from shared.payload_body import ALIGNMENT as ALIGNMENT
+from shared.payload_body import alignment, check_header, decode_tensors, encode_tensors
+from shared.tensors import Masks, Subnet
 from shared.unpack import check_version, reason, unpack_map
 
 T = TypeVar("T")
@@ -48,9 +50,6 @@ MAX_TENSORS = 65_536
 MAX_HEADER = 1 << 20
 """Bytes of a payload's header: what parsing one may cost is bounded by this, not by its sender."""
 MAGIC = b"TLR1"
-ALIGNMENT = 64
-BLOCK = 1 << 18
-"""Elements that are checked at once."""
 
 
 def encode_message(message: Message) -> bytes:
@@ -93,7 +92,8 @@ decode_infer_reply = Decoder[InferReply](InferReply)
 
 @dataclass(frozen=True)
 class Payload:
-    """A payload that was read; its arrays are read-only views of the buffer, which they keep alive."""
+    """A payload that was read; its arrays are read-only. Of FLOAT32 they are views of the buffer, which they keep
+    alive."""
 
     header: PayloadHeader
     subnet: Subnet
@@ -109,66 +109,65 @@ class PayloadFields(TypedDict, total=False):
     metrics: dict[str, float]
 
 
-def write_payload(file: BinaryIO, subnet: Subnet, **fields: Unpack[PayloadFields]) -> None:
-    """Write a payload at the file's position, tensor by tensor: no copy of the whole is made. Syncs nothing."""
+def write_payload(
+    file: BinaryIO,
+    subnet: Subnet,
+    *,
+    encoding: Encoding = Encoding.FLOAT32,
+    delta: bool = False,
+    **fields: Unpack[PayloadFields],
+) -> None:
+    """Write a payload at the file's position. Syncs nothing. ValueError if encoding and `delta` do not go together
+    (shared.encoding.check_header). FLOAT32 is written tensor by tensor: no copy of the whole is made; of a lossy
+    encoding the coded bytes are in memory at once."""
+    tensors, blocks, compressed = encode_tensors(subnet.tensors, encoding)
     header = PayloadHeader(
         **fields,
+        encoding=encoding.value,
+        delta=delta,
+        compressed=compressed,
         masks=None
         if subnet.held is None
         else {name: np.packbits(mask).tobytes() for name, mask in subnet.held.items()},
         units=None if subnet.held is None else {name: mask.size for name, mask in subnet.held.items()},
-        tensors=tuple(
-            TensorSpec(name=name, dtype=array.dtype.name, shape=array.shape)  # type: ignore[arg-type]
-            for name, array in subnet.tensors.items()
-        ),
+        tensors=tensors,
     )
-    packed = msgpack.packb(header.model_dump())
+    check_header(header)
+    packed = msgpack.packb({"protocol": PROTOCOL, **header.model_dump(exclude_defaults=True)})
     if len(packed) > MAX_HEADER:
         raise ValueError(f"the header of {len(header.tensors)} tensors takes {len(packed)} bytes; {MAX_HEADER} may be")
     position = file.write(MAGIC + len(packed).to_bytes(4, "little") + packed)
-    for array in subnet.tensors.values():
-        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        position += file.write(bytes(-position % ALIGNMENT))
-        position += file.write(little.reshape(-1).view(np.uint8).data)
+    for block in blocks:
+        position += file.write(bytes(-position % alignment(header)))
+        position += file.write(block)
 
 
-def encode_payload(subnet: Subnet, **fields: Unpack[PayloadFields]) -> bytes:
+def encode_payload(
+    subnet: Subnet,
+    *,
+    encoding: Encoding = Encoding.FLOAT32,
+    delta: bool = False,
+    **fields: Unpack[PayloadFields],
+) -> bytes:
     """A payload in memory: `write_payload` where a file would be too much."""
     file = io.BytesIO()
-    write_payload(file, subnet, **fields)
+    write_payload(file, subnet, encoding=encoding, delta=delta, **fields)
     return file.getvalue()
 
 
 def decode_payload(buffer: bytes | memoryview | mmap.mmap, *, limit: int) -> Payload:
-    """The payload that `buffer` is; copies no tensor.
+    """The payload that `buffer` is. Of FLOAT32 no tensor is copied; any other encoding is decoded into new arrays.
 
-    MalformedPayload if it is longer than `limit` bytes, or anything in it is wrong: lengths, dtypes, shapes, names
-    that come twice, masks, padding, values that are not finite. What of it fits the model, the caller must check.
+    MalformedPayload if it, or what it decodes to, is longer than `limit` bytes, or anything in it is wrong: lengths,
+    dtypes, shapes, names that come twice, masks, padding, values that are not finite. What of it fits the model, the
+    caller must check.
     """
     view = memoryview(buffer)
     if len(view) > limit:
         raise MalformedPayload(f"{len(view)} bytes, where at most {limit} are taken")
     header, position = _read_header(view)
     held = _read_masks(header)
-    places = []
-    for spec in header.tensors:
-        start = _aligned(view, position)
-        elements = math.prod(max(size, 1) for size in spec.shape)  # an axis of 0 must not hide absurd ones
-        if elements > limit:
-            raise MalformedPayload(f"tensor {spec.name!r} of shape {spec.shape} exceeds the limit of {limit} bytes")
-        position = start + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
-        places.append(start)
-    if position != len(view):
-        raise MalformedPayload(f"the header describes {position} bytes, the payload has {len(view)}")
-    tensors: Tensors = {}
-    for spec, start in zip(header.tensors, places, strict=True):
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        array: Array = np.frombuffer(view, dtype, math.prod(spec.shape), start).reshape(spec.shape)
-        array.flags.writeable = False
-        _check_values(spec.name, array)
-        tensors[spec.name] = array
-    if len(tensors) != len(header.tensors):
-        raise MalformedPayload("a tensor comes twice")
+    tensors = decode_tensors(header, view, position, limit=limit)
     return Payload(header, Subnet(tensors, held))
 
 
@@ -201,6 +200,7 @@ def _read_header(view: memoryview) -> tuple[PayloadHeader, int]:
         fields = unpack_map(view[8:end], max_items=MAX_TENSORS)
         check_version(fields.get("protocol"))
         header = PayloadHeader.model_validate(fields)
+        check_header(header)
     except ValidationError as error:
         raise MalformedPayload(f"header: {reason(error)}") from None
     except ValueError as error:
@@ -226,32 +226,3 @@ def _read_masks(header: PayloadHeader) -> Masks | None:
             raise MalformedPayload(f"mask of {group!r} holds no unit")
         held[group] = bits[:count]
     return held
-
-
-def _aligned(view: memoryview, position: int) -> int:
-    """The next place where a tensor may start; what is skipped must be zeros."""
-    start = position + -position % ALIGNMENT
-    if any(view[position:start]):
-        raise MalformedPayload("padding that is not zero")
-    return start
-
-
-def _check_values(name: str, array: Array) -> None:
-    if array.dtype.kind == "f" and not _finite(array.reshape(-1)):
-        raise MalformedPayload(f"tensor {name!r} has values that are not finite")
-    if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise MalformedPayload(f"tensor {name!r} has truth values other than 0 and 1")
-
-
-def _finite(flat: Array) -> bool:
-    """Whether all values are finite, at the speed of memory.
-
-    A sum of products is finite only if every factor is: one dot product of the two halves nearly always proves it,
-    without temporaries. Where it overflows, look at the values themselves.
-    """
-    half = len(flat) // 2
-    if flat.dtype.itemsize >= 4 and half:
-        with np.errstate(all="ignore"):
-            if math.isfinite(np.dot(flat[:half], flat[half : 2 * half])) and np.isfinite(flat[-1]):
-                return True
-    return all(np.isfinite(flat[start : start + BLOCK]).all() for start in range(0, len(flat), BLOCK))

@@ -259,6 +259,10 @@ class TensorSpec(Message):
     name: Name
     dtype: Literal["float32", "float16", "float64", "int64", "int32", "uint8", "bool"]
     shape: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**40)], ...], Field(max_length=8)]
+    encoding: Identifier | None = None
+    """How its bytes are coded (shared.encoding); None: they are the values themselves."""
+    kept: Annotated[int, Field(ge=0, lt=2**40)] = 0
+    """Values that are there, with `topk`; the others are 0."""
 
 
 class PayloadHeader(Message):
@@ -272,6 +276,12 @@ class PayloadHeader(Message):
     weight: Annotated[float, Field(ge=0)] = 0.0
     """What the update weighs in the mean: examples, or 1 where the algorithm weighs uniformly."""
     metrics: Metrics = {}
+    encoding: Identifier = "float32"
+    """One of shared.encoding.Encoding."""
+    delta: bool = False
+    """Float tensors are what is added to the global ones of the round, cut to the same channels; integers are not."""
+    compressed: bool = False
+    """All that follows the header is one zstd frame."""
     masks: Annotated[dict[Name, bytes], Field(max_length=4096)] | None = None
     """Held channels: one bit per unit of each channel group, most significant bit first; None: all held."""
     units: Annotated[dict[Name, Annotated[int, Field(ge=1, lt=2**24)]], Field(max_length=4096)] | None = None
