@@ -25,7 +25,7 @@ _CANDIDATE = "int8.onnx"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Verdict:
     """int8 beside float32.
 
     agreement      share of the examples that both give the same class
@@ -49,18 +49,18 @@ class Comparison:
         return None
 
 
-def compare(int8: Array, float32: Array, labels: Array, speedup: float) -> Comparison:
+def judge(int8: Array, float32: Array, labels: Array, speedup: float) -> Verdict:
     """Of logits, float32 (n, classes), for the same n labelled examples; what is not finite agrees with nothing."""
     agree = (int8.argmax(axis=1) == float32.argmax(axis=1)) & np.isfinite(int8).all(axis=1)
     correct, before = (int(np.sum(logits.argmax(axis=1) == labels)) for logits in (int8, float32))
-    return Comparison(float(np.mean(agree)), (before - correct) / len(labels), speedup)
+    return Verdict(float(np.mean(agree)), (before - correct) / len(labels), speedup)
 
 
 def prefer_int8(version: Path, profile: Profile) -> dict[str, float]:
     """Put int8 in the place of the float32 model.onnx in that folder, if it is as good; else nothing is changed.
 
     Metrics: `int8`, 1 if it was put there, else 0; where it could be made, `int8_agreement`, `int8_accuracy_loss` and
-    `int8_speedup` (Comparison); where it was put there, the metrics of edge_agent.export of the new file.
+    `int8_speedup` (Verdict); where it was put there, the metrics of edge_agent.export of the new file.
     """
     try:
         metrics: dict[str, float] = ask("edge_agent.int8", str(version), profile.model_dump_json())
@@ -82,7 +82,7 @@ def examine(version: Path, profile: Profile) -> dict[str, float]:
     networks = {name: Network(path, profile) for name, path in names.items()}
     latency = latencies(networks)
     speedup = latency["float32"].p50 / latency["int8"].p50
-    found = compare(networks["int8"].run(inputs), networks["float32"].run(inputs), labels, speedup)
+    found = judge(networks["int8"].run(inputs), networks["float32"].run(inputs), labels, speedup)
     metrics = {
         "int8": 0.0,
         "int8_agreement": found.agreement,
