@@ -28,6 +28,7 @@ class Admission:
     layout     None: only dense updates are acceptable
     weighting  what an update has to weigh: its examples, or 1
     limit      bytes of the largest acceptable update
+    encodings  how it may be encoded
     """
 
     run: str
@@ -36,6 +37,7 @@ class Admission:
     layout: ChannelLayout | None
     weighting: Literal["samples", "uniform"]
     limit: int
+    encodings: tuple[str, ...]
 
     @classmethod
     def of(
@@ -45,14 +47,19 @@ class Admission:
         layout: ChannelLayout | None,
         weighting: Literal["samples", "uniform"],
         limit: int,
+        encodings: tuple[str, ...] = ("float32",),
     ) -> "Admission":
         shapes = {name: array.shape for name, array in tensors.items()}
-        return cls(run, shapes, {name: array.dtype for name, array in tensors.items()}, layout, weighting, limit)
+        dtypes = {name: array.dtype for name, array in tensors.items()}
+        return cls(run, shapes, dtypes, layout, weighting, limit, encodings)
 
     @contextmanager
-    def examine(self, path: Path, number: int, examples: int = 0) -> Iterator[tuple[Update, PayloadHeader]]:
-        """The update in this file, for round `number`; its arrays are views of the file and end with the context.
+    def examine(
+        self, path: Path, number: int, start: Mapping[str, float], examples: int = 0
+    ) -> Iterator[tuple[Update, PayloadHeader]]:
+        """The update in this file, for round `number`; its arrays end with the context.
 
+        start     the largest absolute value of each float tensor that the round started from: what a difference adds to
         examples  how many the device said that it has; 0: it did not say
         RefusedUpdate says what is wrong with it, whatever the file contains.
         """
@@ -61,7 +68,7 @@ class Admission:
                 header, subnet = payload.header, payload.subnet
                 self._check_header(header, number, examples)
                 self._check_tensors(subnet.tensors, subnet.held)
-                self._check_values(subnet.tensors, header.weight)
+                self._check_values(subnet.tensors, header.weight, start if header.delta else {})
                 yield Update(subnet, header.weight), header
         except MalformedPayload as error:
             raise RefusedUpdate(error.code, str(error)) from error
@@ -71,6 +78,11 @@ class Admission:
             raise RefusedUpdate("foreign_run", f"the payload belongs to run {header.run!r}, this is {self.run!r}")
         if header.round != number:
             raise RefusedUpdate("wrong_round", f"the payload belongs to round {header.round}, this is {number}")
+        if header.encoding not in self.encodings:
+            raise RefusedUpdate(
+                "wrong_encoding",
+                f"the update is encoded as {header.encoding}; this run takes {', '.join(self.encodings)}",
+            )
         if header.examples == 0:
             raise RefusedUpdate("no_examples", "nothing was learnt from: 0 examples")
         if 0 < examples < header.examples:
@@ -97,13 +109,13 @@ class Admission:
             if array.shape != shape:
                 raise RefusedUpdate("wrong_shape", f"{name} has shape {list(array.shape)}, not {list(shape)}")
 
-    def _check_values(self, tensors: Tensors, weight: float) -> None:
+    def _check_values(self, tensors: Tensors, weight: float, start: Mapping[str, float]) -> None:
         for name, array in tensors.items():
-            if array.dtype.kind == "f" and not _largest(array) * weight <= LARGEST:
+            if array.dtype.kind == "f" and not (largest(array) + start.get(name, 0.0)) * weight <= LARGEST:
                 raise RefusedUpdate("not_finite", f"{name} holds values that no sum can take (weight {weight})")
 
 
-def _largest(array: Array) -> float:
+def largest(array: Array) -> float:
     """Largest absolute value, without a copy; NaN where there is one."""
     return max(float(array.max()), -float(array.min())) if array.size else 0.0
 

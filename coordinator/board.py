@@ -1,7 +1,7 @@
 """What the broker retains for us: our state, the payloads, every device's task."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +72,15 @@ class Board:
             self._due.update(device for device, order in self._orders.items() if order is not None)
         self._change()
 
-    def withdraw(self) -> None:
-        """Nothing is asked of anybody any more."""
-        for device in self._orders:
-            self.order(device, None)
+    def withdraw(self, devices: Iterable[str] = ()) -> None:
+        """Nothing is asked of anybody any more, nor of these devices, which may have an order of an earlier start."""
+        for device in {*devices, *self._orders}:
+            self.order(device, None, again=device not in self._orders)
         self.payloads({})
+
+    def published(self) -> set[Blob]:
+        """Payloads of which anything may be with the broker, or will be."""
+        return {*self._wanted, *self._up, *self._left}
 
     def lookup(self, digest: str) -> tuple[Blob, Path] | None:
         """A wanted payload by its digest."""
@@ -110,9 +114,11 @@ class Board:
             ):
                 await self._clear(old)  # other chunks under the same topics: one of them has to go first
             generation = self._generation
+            self._left.add(blob)  # from the first chunk on it may be there, whatever becomes of the wish
             await publish_blob(self._link, self._topics, self._wanted[blob], blob)
             if generation == self._generation:
                 self._up.add(blob)
+                self._left.discard(blob)
 
     async def _publish_order(self, device: str) -> None:
         order = self._orders[device]

@@ -4,8 +4,10 @@ run.json                          id and settings of the run, written once
 lock                              held while a coordinator works here
 starts                            how often a coordinator was started here
 state.json                        the checkpoint: the engine, which global payload, the last journal line
-globals/00003.payload             dense shared tensors (and what of them is valid) that round 3 starts from
-downloads/00003.payload           what round 3's cohort is sent, where that is not all of the global payload
+globals/00003.payload             dense shared tensors that round 3 starts from; its masks: the channels that are sent
+downloads/00003/                  what round 3's devices are sent where that is not the global payload: one file for all
+                                  that hold the same channels and read the same encoding
+held/phone.payload                the channels of the device's last accepted update, without any tensor
 rounds/00003/phone.update         accepted updates of round 3
 rounds/00003/incoming/            updates that are being received
 reports/phone.json                metrics of the personalized devices
@@ -15,7 +17,8 @@ template.onnx                     dense ONNX template of the model
 journal.jsonl                     one line per closed round
 
 The checkpoint is the only truth: what it does not refer to is removed after it is durable, or at the next start. Only
-the previous round's payload stays a round longer, for it may still be on its way to the broker.
+the previous round's payloads stay a round longer, for they may still be on their way to the broker. What is below
+held/ may be lost or old: a device is then sent more than it holds, and no more is lost than bytes.
 """
 
 import fcntl
@@ -77,7 +80,7 @@ class RunDirectory:
 
     def create(self, record: RunRecord) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("globals", "downloads", "rounds", "reports"):
+        for name in ("globals", "downloads", "held", "rounds", "reports"):
             (self.path / name).mkdir(exist_ok=True)
         atomic_write(self.path / "run.json", RECORD.dump_json(record, indent=2))
 
@@ -135,10 +138,11 @@ class RunDirectory:
         if not incoming.exists():
             incoming.mkdir(parents=True)
             sync_directory(self.path / "rounds")
-        names = {self.global_payload(number).name for number in (checkpoint.round - 1, checkpoint.round)}
-        for payload in [*(self.path / "globals").iterdir(), *(self.path / "downloads").iterdir()]:
-            if payload.name not in names:
-                payload.unlink()
+        numbers = checkpoint.round - 1, checkpoint.round
+        for payload in {*(self.path / "globals").iterdir()} - {self.global_payload(number) for number in numbers}:
+            payload.unlink()
+        for folder in {*(self.path / "downloads").iterdir()} - {self.downloads(number) for number in numbers}:
+            shutil.rmtree(folder)
         for folder in (self.path / "rounds").iterdir():
             if folder != self._round(checkpoint.round):
                 shutil.rmtree(folder, ignore_errors=True)  # what is being received there goes the next time
@@ -148,8 +152,12 @@ class RunDirectory:
     def global_payload(self, number: int) -> Path:
         return self.path / "globals" / f"{number:05}.payload"
 
-    def download(self, number: int) -> Path:
-        return self.path / "downloads" / f"{number:05}.payload"
+    def downloads(self, number: int) -> Path:
+        """The folder of what is cut and encoded for the devices of this round; made when the first file is."""
+        return self.path / "downloads" / f"{number:05}"
+
+    def held(self, device: str) -> Path:
+        return self.path / "held" / f"{device}.payload"
 
     def incoming(self, number: int) -> Path:
         """Where updates are received, one file per device."""

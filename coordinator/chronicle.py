@@ -41,15 +41,18 @@ class Chronicle:
     def tell(self, event: str, **fields: Any) -> None:
         self._on_event({"event": event, **fields})
 
-    def begin(self, payload_bytes: int) -> None:
-        """A new round, or the personalization, is open."""
+    def begin(self, payload_bytes: int = 0) -> None:
+        """A new round, or the personalization, is open; `payload_bytes`: of its largest payload up to now."""
         self._round = _Round(self._clock(), payload_bytes)
 
     def asked(self, cohort: Iterable[str]) -> None:
-        """These devices are sent the payload."""
-        for device in set(cohort) - self._round.cohort:
-            self._round.cohort.add(device)
-            self.sent(device, self._round.payload_bytes)
+        """These devices take part in the round."""
+        self._round.cohort.update(cohort)
+
+    def given(self, device: str, size: int, packets: int) -> None:
+        """The device is told to fetch a payload of `size` bytes, `packets` bytes as the broker sends them."""
+        self._round.payload_bytes = max(self._round.payload_bytes, size)
+        self.sent(device, packets)
 
     def resumed(self, cohort: Iterable[str], entries: dict[str, dict[str, Any]]) -> None:
         """What a restart knows of the round."""
@@ -57,10 +60,12 @@ class Chronicle:
         self._round.accepted.update(entries)
 
     def sent(self, device: str, size: int) -> None:
+        """Packets of `size` bytes together, with chunks for this device."""
         self._fleet[device].bytes_down += size
         self._round.bytes_down += size
 
     def received(self, device: str, size: int) -> None:
+        """A packet of `size` bytes, with a chunk of this device's update."""
         self._fleet[device].bytes_up += size
         self._round.bytes_up += size
 

@@ -9,6 +9,8 @@ from shared.messages import Capabilities
 
 TRAINING_COPIES = 4
 """Weights, gradients, what was received and what is sent: what a trainer needs at least, in sizes of the model."""
+SMALLEST_WIDTH = 1 / 8
+"""Share of the channels that a device may start with where networks shrink: of the weights, that is its square."""
 SMALLEST_PACKET = 4096
 """Devices that take less are not asked: the payload would have to be cut to their measure for the whole fleet."""
 
@@ -25,9 +27,11 @@ class Needs:
     packet: int = 0
 
     @classmethod
-    def of(cls, limit: int) -> Self:
-        """Of a run whose updates take `limit` bytes at most."""
-        return cls(memory_mib=TRAINING_COPIES * limit // 2**20, packet=SMALLEST_PACKET)
+    def of(cls, limit: int, *, prunes: bool) -> Self:
+        """Of a run whose updates take `limit` bytes at most, of the dense network. Where the algorithm prunes, a device
+        may start with less: it then needs one dense copy, to cut its own from, and trains the smallest."""
+        copies = 1 + TRAINING_COPIES * SMALLEST_WIDTH**2 if prunes else TRAINING_COPIES
+        return cls(memory_mib=int(copies * limit) // 2**20, packet=SMALLEST_PACKET)
 
 
 def unfit(capabilities: Capabilities | None, needs: Needs) -> str:

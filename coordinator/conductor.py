@@ -1,8 +1,7 @@
 """Carries out what the engine commands: on the disk first, then in public."""
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from coordinator.board import Board, Order
@@ -27,12 +26,13 @@ from coordinator.events import (
 from coordinator.fleet import Fleet
 from coordinator.inbox import Arrived, Inbox, Job, Told
 from coordinator.journal import Line
-from coordinator.preparation import Preparation
+from coordinator.payloads import Payloads
 from coordinator.uploads import UploadDesk
-from shared.chunks import describe
 from shared.config import RunConfig
 from shared.errors import RefusedUpdate
-from shared.messages import Blob, Offer, Task
+from shared.messages import Offer, Task
+from shared.topics import Topics
+from shared.transfer import published_size
 
 if TYPE_CHECKING:
     from coordinator.ledger import Ledger
@@ -44,8 +44,7 @@ News: TypeAlias = tuple[str, dict[str, Any]]
 class Conductor:
     """Does one job after the other.
 
-    chunk  bytes of a chunk that link and devices take now
-    idle   whether no further job is waiting: then the disk is asked to confirm what was accepted, for all at once
+    idle  whether no further job is waiting: then the disk is asked to confirm what was accepted, for all at once
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class Conductor:
         chronicle: Chronicle,
         board: Board,
         inbox: Inbox,
-        preparation: Preparation,
-        chunk: Callable[[], int],
+        payloads: Payloads,
+        topics: Topics,
         idle: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
@@ -72,14 +71,10 @@ class Conductor:
         self._chronicle = chronicle
         self._board = board
         self._inbox = inbox
-        self._preparation = preparation
-        self._chunk = chunk
+        self._payloads = payloads
+        self._topics = topics
         self._idle = idle
         self._clock = clock
-        self._payload: Blob | None = None
-        self._initial: Blob | None = None
-        self._template: Blob | None = None
-        self._published: tuple[Blob, ...] = ()
         self._line: Line | None = None
         self._unconfirmed: list[tuple[str, Offer]] = []
         self._known = 0
@@ -87,7 +82,7 @@ class Conductor:
     async def resume(self, checkpoint: Checkpoint) -> None:
         """Continue where the checkpoint, and what lies beside it on the disk, says."""
         snapshot, number = checkpoint.engine, checkpoint.round
-        self._line, self._published = checkpoint.line, checkpoint.payloads
+        self._line = checkpoint.line
         entries: dict[str, dict[str, Any]] = {}
         if snapshot.phase is Phase.PERSONALIZING:
             answered = [device for device, report in self._directory.reports().items() if report.round == number]
@@ -95,12 +90,9 @@ class Conductor:
             entries = await asyncio.to_thread(self._ledger.accepted, number)
             answered = list(entries)
         self._engine.restore(snapshot, answered, self._clock())
-        await self._describe_payload(number)
-        if self._config.model.initial is not None:
-            self._initial = await self._describe(self._directory.initial)
+        await self._payloads.turn(number)
         if snapshot.phase is Phase.PERSONALIZING or snapshot.attempt:
-            payload = await self._open_payload()
-            self._chronicle.begin(payload.size)
+            self._chronicle.begin(self._payloads.largest)
             self._chronicle.resumed(snapshot.asked, entries)
             await self._publish()
 
@@ -166,47 +158,69 @@ class Conductor:
                 self._chronicle.tell(name, **fields)
             await self._publish()
         if not isinstance(event, Tick):
+            if await self._give([event.device]):
+                await self._save()
+                self._board.payloads(self._payloads.wanted())
             self._order(event.device, again=isinstance(event, DeviceOnline))
 
     async def _save(self) -> None:
+        """Before anything of it is public: what a checkpoint names is what a restart clears away."""
         snapshot = self._engine.snapshot()
-        checkpoint, self._known = Checkpoint(snapshot, self._line, self._published), len(snapshot.known)
+        payloads = sorted({*self._board.published(), *self._payloads.wanted()}, key=lambda blob: blob.digest)
+        checkpoint, self._known = Checkpoint(snapshot, self._line, tuple(payloads)), len(snapshot.known)
         await asyncio.to_thread(self._directory.save, checkpoint)
+
+    async def _give(self, devices: Iterable[str]) -> bool:
+        """Let those of the devices that should do something have their download; whether any of them had none.
+
+        Not before a device has said, since our start, what it reads: until then it has what it was given before.
+        """
+        takers = {
+            device: encodings
+            for device in devices
+            if self._engine.wanted(device) and (encodings := self._fleet.encodings(device)) is not None
+        }
+        given = await self._payloads.give(takers)
+        packets = {blob: published_size(self._topics, blob, range(blob.chunks)) for blob in set(given.values())}
+        for device, blob in given.items():
+            self._chronicle.given(device, blob.size, packets[blob])
+        return bool(given)
 
     async def _execute(self, command: Command) -> News:
         match command:
             case OpenRound(number, attempt, cohort):
-                payload = await self._open_payload()
+                self._payloads.recut()
                 if attempt == 1:
-                    self._chronicle.begin(payload.size)
+                    self._chronicle.begin()
                 self._chronicle.asked(cohort)
+                await self._give(cohort)
                 return "opened", {
                     "round": number,
                     "attempt": attempt,
                     "cohort": list(cohort),
-                    "payload_bytes": payload.size,
+                    "payload_bytes": self._payloads.largest,
                     "deadline_s": self._config.rounds.deadline_s,
                 }
             case CloseRound(number, attempts):
                 self._inbox.desk = None
                 await asyncio.to_thread(self._ledger.close, number)
-                payload = await self._describe_payload(number + 1)
-                self._line = self._chronicle.closed(number, attempts, payload.digest)
+                await self._payloads.turn(number + 1)
+                self._line = self._chronicle.closed(number, attempts, self._payloads.digest)
                 return "closed", {key: value for key, value in self._line.items() if key != "event"}
             case AbandonRound(number, attempt, reason):
                 return "abandoned", {"round": number, "attempt": attempt, "reason": reason}
             case OpenPersonalization(number):
-                payload = await self._open_payload()
-                self._chronicle.begin(payload.size)
+                self._payloads.recut()
+                self._chronicle.begin()
+                await self._give(self._engine.known)
                 return "personalizing", {
                     "round": number,
-                    "payload_bytes": payload.size,
+                    "payload_bytes": self._payloads.largest,
                     "deadline_s": self._config.rounds.personalize_deadline_s,
                 }
             case Finish(reported, failed, absent):
-                assert self._payload is not None
                 reports = {device: report for device, report in self._directory.reports().items() if device in reported}
-                self._line = self._chronicle.personalized(self._engine.round, reports, absent, self._payload.digest)
+                self._line = self._chronicle.personalized(self._engine.round, reports, absent, self._payloads.digest)
                 return "finished", {
                     "run": self._engine.run,
                     "reported": list(reported),
@@ -217,38 +231,6 @@ class Conductor:
                     "run_dir": str(self._directory.path),
                 }
 
-    async def _describe_payload(self, number: int) -> Blob:
-        """Know what round `number` is sent."""
-        self._payload = await self._describe(self._ledger.download(number))
-        return self._payload
-
-    async def _open_payload(self) -> Blob:
-        """Have everything that devices start from cut so that everybody takes it."""
-        assert self._payload is not None
-        self._payload = self._cut(self._payload)
-        if self._initial is not None:
-            self._initial = self._cut(self._initial)
-        return self._payload
-
-    async def _open_template(self) -> None:
-        path = await self._preparation.template()
-        if path is not None:
-            self._template = self._cut(await self._describe(path))
-            await self._save()
-
-    async def _describe(self, path: Path) -> Blob:
-        """In chunks of the size that it was published with, if it was."""
-        blob = await asyncio.to_thread(describe, path, self._chunk())
-        return next((known for known in self._published if known.digest == blob.digest), blob)
-
-    def _cut(self, blob: Blob) -> Blob:
-        """The blob in chunks that everybody takes. It may be with the broker from now on, beside its predecessors that
-        are not cleared away yet."""
-        chunk = min(self._chunk(), blob.chunk) if blob in self._published else self._chunk()
-        cut = blob.model_copy(update={"chunk": chunk})
-        self._published = (*(known for known in self._published if known != cut), cut)[-4:]
-        return cut
-
     # --- in public --------------------------------------------------------------------------------------------------
 
     async def _publish(self) -> None:
@@ -256,35 +238,36 @@ class Conductor:
         engine = self._engine
         if engine.phase is Phase.FINISHED:
             return
-        if engine.phase is Phase.PERSONALIZING and self._template is None:
-            await self._open_template()
+        if (engine.phase is Phase.PERSONALIZING or self._measures) and await self._payloads.open_template():
+            await self._save()
         if engine.phase is not Phase.PERSONALIZING and engine.attempt and self._inbox.desk is None:
             folder = self._directory.incoming(engine.round)
             self._inbox.desk = UploadDesk(self._config.transfer, limit=self._ledger.limit, folder=folder)
-        if self._payload is not None and (engine.attempt or engine.phase is Phase.PERSONALIZING):
-            wanted: dict[Blob, Path] = {self._payload: self._ledger.download(engine.round)}
-            if self._initial:
-                wanted[self._initial] = self._directory.initial
-            if self._template:
-                wanted[self._template] = self._directory.template
-            self._board.payloads(wanted)
+        if engine.attempt or engine.phase is Phase.PERSONALIZING:
+            self._board.payloads(self._payloads.wanted())
         for device in engine.known:
             self._order(device)
+
+    @property
+    def _measures(self) -> bool:
+        """Whether devices need the template while they train: they choose their channels by measured latency."""
+        target = self._ledger.plan.hyperparameters.get("target")
+        return isinstance(target, dict) and "latency_ms" in target
 
     def _order(self, device: str, *, again: bool = False) -> None:
         """What this device should do. Stragglers keep their order while no attempt is open."""
         action, deadline = self._engine.wanted(device), self._engine.deadline
-        if action is None or self._payload is None:
+        if action is None:
             self._board.order(device, None, again=again)
-        elif deadline is not None or again:
+        elif (payload := self._payloads.of(device)) is not None and (deadline is not None or again):
             task = Task(
                 run=self._engine.run,
                 action=action,
                 round=self._engine.round,
                 plan=self._ledger.plan,
-                payload=self._payload,
-                initial=self._initial,
-                template=self._template if action == "personalize" else None,
+                payload=payload,
+                initial=self._payloads.initial,
+                template=self._payloads.template if action == "personalize" or self._measures else None,
                 time_left_s=0,
             )
             in_full = self._clock() + self._config.rounds.deadline_s

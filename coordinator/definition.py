@@ -12,6 +12,7 @@ from shared.channel_trace import channel_layout, verify_layout
 from shared.channels import ChannelLayout
 from shared.codec import open_payload
 from shared.config import RunConfig
+from shared.encoding import Encoding
 from shared.errors import ConfigError, MalformedPayload, StateError
 from shared.messages import Plan
 from shared.model_state import load_state, state_tensors
@@ -80,6 +81,7 @@ def define(config: RunConfig) -> tuple[Definition, Tensors, Tensors]:
         hyperparameters={key: tuple(value) if isinstance(value, list) else value for key, value in values.items()},
         seed=config.run.seed,
         layout=layout.digest if layout else None,
+        encodings=tuple(Encoding) if config.transfer.encoding == "link" else (config.transfer.encoding,),
         evaluate_every=config.rounds.evaluate_every,
     )
     state = state_tensors(model)

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 from coordinator.checkpoints import RunDirectory
 from coordinator.definition import model_of
-from coordinator.ledger import write_tensors
+from coordinator.downloads import write_tensors
 from coordinator.preparation import make_template
 from coordinator.template import export_global
 from shared.codec import open_payload

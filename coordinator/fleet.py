@@ -14,8 +14,8 @@ class Twin:
     """One device, as seen from here. Counters are since the start of this coordinator.
 
     last_seen   seconds of the coordinator's monotonic clock
-    bytes_up    bytes of chunks received from the device
-    bytes_down  bytes that the device was told to fetch, and chunks sent to it again
+    bytes_up    packets with chunks of its updates
+    bytes_down  packets of the payloads that it was told to fetch, and of chunks that were sent to it again
     """
 
     device: str
@@ -42,6 +42,13 @@ class Fleet:
 
     def __iter__(self) -> Iterator[Twin]:
         return iter(list(self._twins.values()))
+
+    def encodings(self, device: str) -> tuple[str, ...] | None:
+        """What this device said that it reads; None: it has not come online since the start of this coordinator."""
+        twin = self._twins.get(device)
+        if twin is None or not (twin.online or twin.capabilities):
+            return None
+        return twin.capabilities.encodings if twin.capabilities else ()
 
     def summary(self, now: float) -> dict[str, dict[str, Any]]:
         """Device -> what it did since the start of this coordinator, and the seconds since it was last heard."""

@@ -14,7 +14,7 @@ from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import Assembly
 from shared.codec import decode_presence, decode_uplink
 from shared.errors import DigestMismatch, RefusedUpdate, WireError
-from shared.link import Received
+from shared.link import Received, packet_size
 from shared.messages import Chunk, Downlink, Failure, Offer, Receipt, Report, Want
 from shared.topics import Topics
 
@@ -150,7 +150,7 @@ class Inbox:
     def _uplink(self, device: str, payload: bytes) -> None:
         match decode_uplink(payload):
             case Chunk() as chunk:
-                self._chunk(device, chunk)
+                self._chunk(device, chunk, packet_size(self._topics.up(device), len(payload)))
             case Offer() as offer:
                 self._offer(device, offer)
             case Want() as want:
@@ -180,9 +180,9 @@ class Inbox:
             self._jobs.put_nowait(DeviceFailed(device, offer.round, error.code))
         self._collect(device)
 
-    def _chunk(self, device: str, chunk: Chunk) -> None:
+    def _chunk(self, device: str, chunk: Chunk, packet: int) -> None:
         if self.desk is not None:
-            self._chronicle.received(device, len(chunk.data))
+            self._chronicle.received(device, packet)
             self._grant(self.desk.chunk(device, chunk, self._clock()))
             self._collect(device)
 

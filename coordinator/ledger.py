@@ -6,30 +6,22 @@ neither the order of arrival nor a restart may show in the result, not even in i
 Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator at the end of a round.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from coordinator.admission import Admission, kept
+from coordinator.admission import Admission, kept, largest
 from coordinator.checkpoints import RunDirectory
 from coordinator.definition import Definition
+from coordinator.downloads import Downloads, write_tensors
 from shared.aggregation import Update
 from shared.algorithms import algorithm, hyperparameters
-from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
+from shared.channels import ChannelLayout
+from shared.codec import ALIGNMENT, MAX_HEADER, open_payload
 from shared.errors import MalformedPayload, RefusedUpdate, StateError
-from shared.files import sync_directory, sync_file
 from shared.messages import PayloadHeader
 from shared.pruning import take
-from shared.tensors import Subnet
-
-
-def write_tensors(path: Path, subnet: Subnet, run: str, number: int) -> None:
-    """Put a payload for the devices of round `number` at `path`, durably, whole or not at all."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as file:
-        write_payload(file, subnet, run=run, round=number)
-    sync_file(temporary)
-    temporary.replace(path)
-    sync_directory(path.parent)
+from shared.tensors import Subnet, Tensors
 
 
 class Ledger:
@@ -45,12 +37,20 @@ class Ledger:
         self.plan = definition.plan
         self._algorithm = algorithm(record.config.algorithm.name)
         self._settings = hyperparameters(self._algorithm, record.config.algorithm.hyperparameters)
+        self.downloads = Downloads(directory, self._run, self._layout, self.plan.encodings)
         source = directory.global_payload(number)
         with open_payload(source, limit=source.stat().st_size) as payload:
             tensors = payload.subnet.tensors
             self.limit = sum(array.nbytes + ALIGNMENT for array in tensors.values()) + MAX_HEADER
             """Bytes of the largest update that can be acceptable."""
-            self._admission = Admission.of(self._run, tensors, self._layout, self._settings.weighting, self.limit)
+            self._admission = Admission.of(
+                self._run, tensors, self._layout, self._settings.weighting, self.limit, self.plan.encodings
+            )
+        self._largest = lru_cache(maxsize=1)(self._read_largest)
+
+    @property
+    def prunes(self) -> bool:
+        return self._layout is not None
 
     def accepted(self, number: int) -> dict[str, dict[str, Any]]:
         """Journal entries of the updates of round `number` that were accepted so far, by device.
@@ -60,16 +60,11 @@ class Ledger:
         entries = {}
         for device, path in self._directory.accepted(number).items():
             try:
-                with self._admission.examine(path, number) as (update, header):
+                with self._admission.examine(path, number, self._largest(number)) as (update, header):
                     entries[device] = self._entry(device, path, header, kept(update.subnet.held))
             except RefusedUpdate as error:
                 raise _damaged(path, error) from error
         return entries
-
-    def download(self, number: int) -> Path:
-        """What the cohort of round `number` is sent."""
-        partial = self._directory.download(number)
-        return partial if partial.exists() else self._directory.global_payload(number)
 
     def take(self, device: str, number: int, path: Path, examples: int) -> dict[str, Any]:
         """Admit a received update; its journal entry. It counts once `RunDirectory.confirm` has returned.
@@ -77,8 +72,9 @@ class Ledger:
         RefusedUpdate says why it is not taken: then nothing of it stays.
         """
         try:
-            with self._admission.examine(path, number, examples) as (update, header):
+            with self._admission.examine(path, number, self._largest(number), examples) as (update, header):
                 path = self._directory.accept(number, device, path)
+                self.downloads.remember(device, number, update.subnet.held)
                 return self._entry(device, path, header, kept(update.subnet.held))
         except RefusedUpdate:
             path.unlink()
@@ -90,19 +86,27 @@ class Ledger:
         StateError names an update that is damaged by now.
         """
         accumulator = self._algorithm.aggregate(self._layout, self._settings)
-        for path in self._directory.accepted(number).values():
-            try:
-                with open_payload(path, limit=self.limit) as payload:
-                    accumulator.add(Update(payload.subnet, payload.header.weight))
-            except MalformedPayload as error:
-                raise _damaged(path, error) from error
+        with open_payload(self._directory.global_payload(number), limit=self.limit) as start:
+            tensors = start.subnet.tensors
+            for path in self._directory.accepted(number).values():
+                try:
+                    with open_payload(path, limit=self.limit) as payload:
+                        subnet = payload.subnet
+                        if payload.header.delta:
+                            subnet = _added(subnet, tensors, self._layout)
+                        accumulator.add(Update(subnet, payload.header.weight))
+                except MalformedPayload as error:
+                    raise _damaged(path, error) from error
+            aggregate = accumulator.result(tensors)
+            sent = aggregate.alive if aggregate.valid is None else aggregate.valid
+            new = Subnet(aggregate.tensors, None if kept(sent) == 1 else sent)
+            write_tensors(self._directory.global_payload(number + 1), new, self._run, number + 1)
+
+    def _read_largest(self, number: int) -> dict[str, float]:
+        """The largest absolute value of every float tensor that round `number` starts from."""
         with open_payload(self._directory.global_payload(number), limit=self.limit) as payload:
-            aggregate = accumulator.result(payload.subnet.tensors)
-            write_tensors(self._directory.global_payload(number + 1), Subnet(aggregate.tensors), self._run, number + 1)
-        valid = aggregate.valid
-        if valid is not None and self._layout is not None and kept(valid) < 1:
-            partial = Subnet(take(aggregate.tensors, self._layout, valid), valid)
-            write_tensors(self._directory.download(number + 1), partial, self._run, number + 1)
+            tensors = payload.subnet.tensors.items()
+            return {name: largest(array) for name, array in tensors if array.dtype.kind == "f"}
 
     @staticmethod
     def _entry(device: str, path: Path, header: PayloadHeader, share: float) -> dict[str, Any]:
@@ -111,9 +115,19 @@ class Ledger:
             "examples": header.examples,
             "weight": header.weight,
             "bytes": path.stat().st_size,
+            "encoding": header.encoding,
             "kept": share,
             "metrics": header.metrics,
         }
+
+
+def _added(delta: Subnet, tensors: Tensors, layout: ChannelLayout | None) -> Subnet:
+    """The update that this one is the difference to the dense tensors of: floats are added, integers are themselves."""
+    start = tensors if layout is None else take(tensors, layout, delta.held)
+    return Subnet(
+        {name: array + start[name] if array.dtype.kind == "f" else array for name, array in delta.tensors.items()},
+        delta.held,
+    )
 
 
 def _damaged(path: Path, error: Exception) -> StateError:

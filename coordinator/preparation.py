@@ -102,7 +102,7 @@ def make_definition(directory: RunDirectory) -> None:
     """Write definition and first tensors, unless they are there. ConfigError or ModelError where the settings make no
     run."""
     from coordinator.definition import define
-    from coordinator.ledger import write_tensors
+    from coordinator.downloads import write_tensors
     from shared.tensors import Subnet
 
     if not directory.definition.exists():

@@ -7,7 +7,7 @@ connected      session_present, max_packet
 disconnected   reason
 device         device, online, profile, unfit (why it cannot be asked, empty where it can)
 opened         round, attempt, cohort, payload_bytes, deadline_s
-accepted       round, device, examples, weight, bytes, kept, metrics
+accepted       round, device, examples, weight, bytes, encoding, kept, metrics
 rejected       device, code, reason (once per device, code and round)
 failed         device, round, code, reason
 abandoned      round, attempt, reason
@@ -36,6 +36,7 @@ from coordinator.engine import RoundEngine
 from coordinator.events import Phase, Snapshot, Tick
 from coordinator.fleet import Fleet
 from coordinator.inbox import Inbox, Job
+from coordinator.payloads import Payloads
 from coordinator.preparation import InChild, Preparation
 from shared.codec import encode_message
 from shared.config import RunConfig
@@ -43,7 +44,7 @@ from shared.errors import ConfigError, LinkError, TalariaError
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
 from shared.messages import PAGE, CoordinatorState, Downlink, Want
 from shared.topics import Topics
-from shared.transfer import chunk_size, indices, ranges_of, send_chunks
+from shared.transfer import chunk_size, indices, published_size, ranges_of, send_chunks
 
 if TYPE_CHECKING:
     from coordinator.ledger import Ledger
@@ -139,7 +140,8 @@ class Coordinator:
 
     async def _connect(self, run: str, checkpoint: Checkpoint, ledger: "Ledger") -> None:
         config = self._config
-        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=Needs.of(ledger.limit))
+        needs = Needs.of(ledger.limit, prunes=ledger.prunes)
+        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=needs)
         self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
         will = Will(self._topics.coordinator, encode_message(self._gone))
         self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
@@ -168,6 +170,7 @@ class Coordinator:
             jobs=self._jobs,
             clock=self._clock,
         )
+        payloads = Payloads(self._directory, ledger, self._preparation, chunk=self._chunk, published=board.published)
         conductor = Conductor(
             config=self._config,
             engine=self._engine,
@@ -177,8 +180,8 @@ class Coordinator:
             chronicle=self._chronicle,
             board=board,
             inbox=inbox,
-            preparation=self._preparation,
-            chunk=self._chunk,
+            payloads=payloads,
+            topics=self._topics,
             idle=self._jobs.empty,
             clock=self._clock,
         )
@@ -190,7 +193,7 @@ class Coordinator:
             await self._link.subscribe(self._topics.all_presence, self._topics.all_up)
             while self._engine.phase is not Phase.FINISHED:
                 await conductor.do(await self._next_job())
-            board.withdraw()
+            board.withdraw(self._engine.known)
             await board.settled()
             await asyncio.gather(*self._answers)
         finally:
@@ -249,7 +252,7 @@ class Coordinator:
             return
         blob, path = found
         chosen = indices(want.ranges, blob.chunks)[: 2 * PAGE]
-        self._chronicle.sent(device, len(chosen) * blob.chunk)
+        self._chronicle.sent(device, published_size(self._topics, blob, chosen))
         sending = send_chunks(self._link, self._topics.down(device), path, blob, ranges_of(chosen))
         self._supplies[device] = self._group.create_task(sending)
         self._supplies[device].add_done_callback(lambda _: self._supplies.pop(device, None))

@@ -21,6 +21,7 @@ from edge_agent.job import Job, Outcome
 from edge_agent.trainer import Work
 from lab.fleet import emulated_devices
 from shared.config import AgentConfig, RunConfig
+from shared.encoding import LIKED
 from shared.errors import ConfigError, TalariaError, TrainingError
 from shared.files import not_waiting_for_the_disk
 from shared.link import DEFAULT_MAX_PACKET
@@ -104,7 +105,8 @@ def _begin(config: RunConfig, run: RunDirectory, devices: Mapping[str, AgentConf
         from coordinator.ledger import Ledger  # with torch, which takes a second to load
 
         make_definition(run)
-        needs = Needs.of(Ledger(run, 1).limit)
+        ledger = Ledger(run, 1)
+        needs = Needs.of(ledger.limit, prunes=ledger.prunes)
         able = sum(not unfit(_capabilities(agent), needs) for agent in devices.values())
         if able < config.rounds.quorum:
             raise ConfigError(
@@ -144,6 +146,7 @@ def _capabilities(agent: AgentConfig) -> Capabilities:
         train=profile.training.enabled,
         memory_mib=profile.training.memory_mib,
         max_packet=min(DEFAULT_MAX_PACKET, profile.link.max_packet),
+        encodings=tuple(LIKED[profile.link.kind]),
         version=metadata.version("talaria"),
     )
 

@@ -1,6 +1,6 @@
 """Every lie that an update can tell is refused with its name, and nothing else is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from coordinator.admission import Admission, kept
 from shared.channels import FIXED, ChannelLayout
 from shared.codec import encode_payload
+from shared.encoding import Encoding
 from shared.errors import RefusedUpdate
 from shared.tensors import Masks, Subnet, Tensors
 
@@ -25,6 +26,8 @@ LAYOUT = ChannelLayout(
     {"conv": UNITS},
     {"conv.weight": (UNIT, None), "conv.bias": (UNIT,), "head.weight": (np.array([FIXED] * 2), UNIT)},
 )
+START = {"conv.weight": 1.0, "conv.bias": 2.0, "head.weight": 3.0}
+"""The largest values that the round started from."""
 HELD: Masks = {"conv": np.array([True, False, True, True, False])}
 KEPT: Tensors = {
     "conv.weight": TENSORS["conv.weight"][[0, 2, 3]],
@@ -44,10 +47,12 @@ def payload(subnet: Subnet, **changes: Any) -> bytes:
     return encode_payload(subnet, **fields)
 
 
-def examine(folder: Path, data: bytes, gate: Admission, examples: int = 10) -> tuple[Tensors, Masks | None, float]:
+def examine(
+    folder: Path, data: bytes, gate: Admission, examples: int = 10, start: Mapping[str, float] | None = None
+) -> tuple[Tensors, Masks | None, float]:
     path = folder / "update"
     path.write_bytes(data)
-    with gate.examine(path, 3, examples) as (update, header):
+    with gate.examine(path, 3, START if start is None else start, examples) as (update, header):
         assert header.round == 3
         return {n: a.copy() for n, a in update.subnet.tensors.items()}, update.subnet.held, update.weight
 
@@ -186,3 +191,43 @@ def test_every_flipped_byte_of_the_header_is_refused_or_harmless(tmp_path: Path)
         assert {name: array.shape for name, array in tensors.items()} == {
             name: LAYOUT.shape(name, TENSORS[name].shape, held) if held else TENSORS[name].shape for name in TENSORS
         }
+
+
+ENCODINGS = tuple(Encoding)
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_only_encodings_of_the_plan_are_taken(tmp_path: Path, encoding: Encoding) -> None:
+    data = payload(Subnet(TENSORS), encoding=encoding, delta=encoding is not Encoding.FLOAT32)
+    for taken in (ENCODINGS, (encoding.value,)):
+        tensors, _, _ = examine(tmp_path, data, admission(encodings=taken))
+        assert {array.dtype for name, array in tensors.items() if name != "steps"} == {np.dtype(np.float32)}
+    others = tuple(each.value for each in Encoding if each is not encoding)
+    assert refusal(tmp_path, data, admission(encodings=others)) == "wrong_encoding"
+
+
+@pytest.mark.parametrize(
+    ("value", "start", "code"),
+    [
+        (1e29, 1e29, None),
+        (1e29, 2e29, "not_finite"),  # 4 examples: (1e29 + 2e29) * 4 > 1e30
+        (2e29, 1e29, "not_finite"),
+        (3e38, 3e38, "not_finite"),
+    ],
+)
+def test_a_difference_counts_with_what_it_is_added_to(
+    tmp_path: Path, value: float, start: float, code: str | None
+) -> None:
+    gate = admission(encodings=ENCODINGS)
+    places = START | {"conv.bias": start}
+    changed = TENSORS | {"conv.bias": np.array([0, value, 0, -value, 0], np.float32)}
+    data = payload(Subnet(changed), encoding=Encoding.INT8, delta=True)
+    if code is None:
+        examine(tmp_path, data, gate, start=places)
+    else:
+        with pytest.raises(RefusedUpdate) as refused:
+            examine(tmp_path, data, gate, start=places)
+        assert refused.value.code == code
+    absolute = payload(Subnet(changed), encoding=Encoding.INT8)
+    if value < 2.5e29:  # what the round started from is no part of it
+        examine(tmp_path, absolute, gate, start=places)

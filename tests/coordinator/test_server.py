@@ -15,7 +15,7 @@ from coordinator.journal import read_journal
 from shared.codec import decode_coordinator, decode_downlink, decode_task, encode_message
 from shared.config import RunConfig
 from shared.errors import ConfigError, StateError
-from shared.link import Received
+from shared.link import Received, packet_size
 from shared.messages import Capabilities, Chunk, Failure, Offer, Ranges, Want
 from shared.tensors import Tensors
 from shared.topics import Topics
@@ -27,6 +27,14 @@ pytestmark = pytest.mark.timeout(60)
 
 def moved(tensors: Tensors, by: float) -> Tensors:
     return {name: array + np.asarray(by, array.dtype) for name, array in tensors.items()}
+
+
+def packets_up(entry: dict[str, Any]) -> int:
+    """Bytes of the packets in which an update of the journal came, with chunks of 4096 - 512 bytes."""
+    chunks = -(-entry["bytes"] // 3584)
+    lengths = [3584] * (chunks - 1) + [entry["bytes"] - 3584 * (chunks - 1)]
+    messages = [Chunk(digest="0" * 64, index=i, data=bytes(length)) for i, length in enumerate(lengths)]
+    return sum(packet_size(TOPICS.up(entry["device"]), len(encode_message(message))) for message in messages)
 
 
 def check_global(world: World, number: int, wanted: Tensors) -> None:
@@ -62,8 +70,12 @@ async def test_a_whole_run(begin: Begin, tmp_path: Path) -> None:
     assert first["evaluation"] == {"accuracy": half | {"worst": 0.5, "worst_device": "heavy"}}
     assert world.told("closed")[0]["evaluation"] == first["evaluation"]
     assert (first["rejected"], first["failed"], first["attempts"]) == ([], [], 1)
-    assert first["bytes_up"] == sum(entry["bytes"] for entry in first["accepted"])
-    assert (first["payload_bytes"], first["bytes_down"]) == (size, 2 * size)
+    assert first["bytes_up"] == sum(packets_up(entry) for entry in first["accepted"])
+    first_chunk = 122_880 - 512
+    down = sum(
+        packet_size(f"talaria/blob/{'0' * 64}/0/{i}", part) for i, part in enumerate((first_chunk, size - first_chunk))
+    )
+    assert (first["payload_bytes"], first["bytes_down"]) == (size, 2 * down)
     assert first["digest"] == light.tasks[1].payload.digest
     assert rounds[2]["devices"] == [
         {"device": name, "examples": EXAMPLES, "metrics": {"accuracy": 1.0, "test_examples": EXAMPLES}}
@@ -74,9 +86,9 @@ async def test_a_whole_run(begin: Begin, tmp_path: Path) -> None:
     assert world.told("finished")[0]["evaluation"] == rounds[2]["evaluation"]
     twin = world.told("finished")[0]["devices"]["light"]
     assert (twin["accepted"], twin["rejected"], twin["failed"], twin["online"]) == (2, {}, {}, True)
-    assert twin["bytes_up"] == sum(
-        e["bytes"] for line in rounds[:2] for e in line["accepted"] if e["device"] == "light"
-    )
+    updates = [entry for line in rounds[:2] for entry in line["accepted"] if entry["device"] == "light"]
+    assert [update["encoding"] for update in updates] == ["float32", "float32"]
+    assert twin["bytes_up"] == sum(map(packets_up, updates))
     told = [event["event"] for event in world.events if event["event"] not in ("device", "connected")]
     assert told == [
         *["started", "opened", "accepted", "accepted", "closed"],

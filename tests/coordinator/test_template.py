@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from coordinator.template import dense_template, export_global
+from edge_agent.quantization import quantize
 from edge_agent.torch_export import reference_onnx
 from shared.channel_trace import channel_layout
 from shared.errors import ExportError, ModelError
 from shared.model_state import state_tensors
 from shared.models import build_model, example_input
 from shared.onnx_file import INPUT, OUTPUT, ModelCard, fill, parse, properties, state_names
-from shared.onnx_runtime import open_session
+from shared.onnx_runtime import open_session, optimize
+from shared.onnx_torch import OPSET
 from shared.pruning import shrink
 
 LEAKS = (b"site-packages", str(Path(__file__).parents[2]).encode(), b"def forward", b"self.", b"File ", b"stack_trace")
@@ -82,25 +84,64 @@ def test_template_tells_nothing_about_this_machine(zoo: tuple[nn.Module, Tensor,
     assert not [leak for leak in LEAKS if leak in model.SerializeToString()]
 
 
-def test_both_paths_agree_with_each_other_and_with_torch_on_pruned_networks(
-    zoo: tuple[nn.Module, Tensor, bytes],
-) -> None:
-    model, example, template = zoo
+def pruned(model: nn.Module, example: Tensor) -> nn.Module:
     layout = channel_layout(model, example)
     generator = np.random.default_rng(3)
     held = {}
     for group, units in layout.groups.items():
         held[group] = generator.random(units) < 0.6
         held[group][generator.integers(units)] = True
-    small = shrink(model, layout, held).eval()
+    return shrink(model, layout, held).eval()
+
+
+def test_both_paths_agree_with_each_other_and_with_torch_on_pruned_networks(
+    zoo: tuple[nn.Module, Tensor, bytes],
+) -> None:
+    model, example, template = zoo
+    small = pruned(model, example)
     filled = fill(template, state_tensors(small), {})
     inputs = batch(example, 5)
     assert difference(filled, small, inputs) <= 1e-5
     assert len(filled) < 0.75 * len(template)
-    if sum(units for units in layout.groups.values()) < 3000:  # the exporter takes seconds for each layer of the others
+    if (
+        sum(channel_layout(model, example).groups.values()) < 3000
+    ):  # the exporter takes seconds for each layer of the others
         reference = reference_onnx(small, example, {})
         assert np.abs(run(reference, inputs) - run(filled, inputs)).max() <= 1e-5
         assert np.abs(run(reference, inputs[:1]) - run(filled, inputs[:1])).max() <= 1e-5
+
+
+def test_the_optimized_file_is_the_same_network_in_standard_operators(zoo: tuple[nn.Module, Tensor, bytes]) -> None:
+    model, example, template = zoo
+    for network in (model, pruned(model, example)):
+        filled = fill(template, state_tensors(network), {"round": "7"})
+        data = optimize(filled)
+        found = parse(data)
+        onnx.checker.check_model(found, full_check=True)
+        assert properties(found) == properties(parse(filled))
+        assert found.opset_import[0].version == OPSET
+        used = {node.op_type for node in found.graph.node}
+        assert not used & {"BatchNormalization", "Constant", "ReduceMean"}
+        for size in (1, 5):
+            assert difference(data, network, batch(example, size)) <= 1e-5
+        assert len(data) <= len(filled)
+
+
+def test_int8_follows_the_float32_network_dense_and_pruned(zoo: tuple[nn.Module, Tensor, bytes]) -> None:
+    """Random weights tell classes apart by little, so this looks at the logits: where they point, not how far."""
+    model, example, template = zoo
+    inputs = batch(example, 32)
+    for network in (model, pruned(model, example)):
+        data = quantize(optimize(fill(template, state_tensors(network), {})), inputs.numpy(), "x86-64-avx2")
+        with torch.no_grad():
+            expected = network(inputs).numpy()
+        expected = expected - expected.mean(0)
+        found = run(data, inputs)
+        found = found - found.mean(0)
+        cosine = float((found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected))
+        assert cosine > 0.9
+        used = {node.op_type for node in parse(data).graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= used
 
 
 def test_the_global_model_is_written_without_torch(zoo: tuple[nn.Module, Tensor, bytes], tmp_path: Path) -> None:
