@@ -56,8 +56,8 @@ METHODS = (
     Method("apfl", "apfl", {"alpha": 0.5, "alpha_update": "fixed", **PLAIN}),
     Method("per-fedavg FO", "per-fedavg", {"variant": "fo", **PLAIN}),
     Method("per-fedavg HF", "per-fedavg", {"variant": "hf", **PLAIN}),
-    Method("hermes all", "hermes", {"overlap": "all", "pruning_target": 0.59}),
-    Method("hermes any", "hermes", {"overlap": "any", "pruning_target": 0.59}),
+    Method("hermes all", "hermes", {"overlap": "all", "target": {"parameters": 0.41}, "finetune_epochs": 0}),
+    Method("hermes any", "hermes", {"overlap": "any", "target": {"parameters": 0.41}, "finetune_epochs": 0}),
 )
 
 

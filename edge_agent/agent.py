@@ -37,6 +37,7 @@ from edge_agent.upload import Upload
 from edge_agent.workbench import Workbench
 from shared.codec import decode_coordinator, decode_downlink, decode_task, encode_message
 from shared.config import AgentConfig
+from shared.encoding import LIKED
 from shared.errors import LinkError, MalformedMessage, PacketTooLarge
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
 from shared.messages import Capabilities, Chunk, Message, Presence, Receipt, Report
@@ -243,6 +244,7 @@ class Agent:
                 examples=self._store.examples,
                 memory_mib=self._profile.training.memory_mib,
                 max_packet=min(self._link.max_packet, self._profile.link.max_packet),
+                encodings=tuple(LIKED[self._profile.link.kind]),
                 version=metadata.version("talaria"),
             ),
         )

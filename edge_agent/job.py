@@ -39,6 +39,7 @@ class Job(BaseModel):
     device: str = Field(pattern=f"^{NAME}$")
     payload: Path = Field(description="the download that task.payload announced, verified")
     initial: Path | None = Field(None, description="the download that task.initial announced, verified, if it did")
+    template: Path | None = Field(None, description="the download that task.template announced, verified, if it did")
     memory: Path | None = Field(description="memory.payload of the last task of this run; None: nothing remembered")
     out: Path = Field(description="existing, empty folder for the results")
     data: DataSettings
@@ -57,8 +58,10 @@ class Outcome(BaseModel):
     metrics    what is reported to the coordinator. On the test split, before this round's training and in the rounds
                that the plan wants evaluated: `accuracy` and `loss` of the device's own model, `accuracy_global` of one
                with nothing of this device in it, `test_examples`. After it: `parameters`, `macs` and, where the
-               algorithm prunes, `channels`, beside those of the dense model (`..._dense`). After personalization
-               `latency_ms_eager`, of one example
+               algorithm prunes, `channels`, beside those of the dense model (`..._dense`), and where the update's
+               encoding is lossy `encoding_loss`, the norm of what it lost over that of the update. After
+               personalization `latency_ms_eager`, of one example
+    encoding   of the update (shared.encoding)
     labels     what the classes are called, and
     mean, std  the normalization of the inputs, which belong beside an exported model; after personalization
     """
@@ -69,6 +72,7 @@ class Outcome(BaseModel):
     reason: Text = ""
     examples: int = 0
     metrics: Metrics = {}
+    encoding: Identifier = "float32"
     labels: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

@@ -1,7 +1,7 @@
 """What a plan means on this device: algorithm, model and data, ready to work with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from edge_agent.data import DeviceData
+from edge_agent.data import DeviceData, Examples
 from edge_agent.job import Job
 from shared.algorithms import algorithm, hyperparameters
 from shared.algorithms.device import Setup, set_up
@@ -60,6 +60,16 @@ def prepare(job: Job, read: Read) -> Work:
             f"{tuple(example.shape[1:])} and tells {outputs} apart: change the device's [data] or the run's [model]"
         )
     return Work(setup, example, data)
+
+
+def rehearsal(work: Work, batches: int) -> Work:
+    """The same with so few examples and epochs that it is done at once, and takes the memory that the whole would."""
+    setup, data = work.setup, work.data
+    size = batches * setup.hp.batch_size
+    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    few = {name: Examples(part.inputs[:size], part.labels[:size]) for name, part in parts.items()}
+    epochs = {name: min(getattr(setup.hp, name), 1) for name in ("epochs", "finetune_epochs")}
+    return replace(work, setup=replace(setup, hp=setup.hp.model_copy(update=epochs)), data=replace(data, **few))
 
 
 @lru_cache(maxsize=2)  # where one process works for many devices (simulations), of which few differ in batch_size

@@ -153,6 +153,7 @@ class Workbench:
             device=self._config.device,
             payload=self._path(task.payload),
             initial=self._path(task.initial) if task.initial else None,
+            template=self._path(task.template) if task.template else None,
             memory=self._store.memory(task.run),
             out=self._store.workspace(),
             data=self._config.data,
@@ -166,7 +167,8 @@ class Workbench:
         if not outcome.succeeded:
             self._tell(Failed(Key.of(task), outcome.code, outcome.reason))
             return
-        log.info("round %d: %s done in %.1f s", task.round, task.action, time.monotonic() - started)
+        took = time.monotonic() - started
+        log.info("round %d: %s done in %.1f s, encoded as %s", task.round, task.action, took, outcome.encoding)
         answer = await self._answer(job, outcome)
         settled = await asyncio.to_thread(settle, job.out)
         # From here to the end nothing is awaited: what is on the disk is always told.

@@ -8,6 +8,7 @@ tensors bit for bit, whatever ran before it in the process.
 import hashlib
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,27 +21,33 @@ from torch import nn
 
 from edge_agent.data import Examples, load
 from edge_agent.job import MEMORY, OUTCOME, PERSONAL, REFERENCE, UPDATE, Job, Outcome
-from edge_agent.plan import Read, Work, logits, prepare
+from edge_agent.plan import Read, Work, logits, prepare, rehearsal
+from edge_agent.probe import is_out_of_memory, starting_width
+from edge_agent.timing import stopwatch
 from shared.algorithms import DeviceRound
-from shared.algorithms.device import check_fits, global_model, open_round, personal_model, remember
-from shared.codec import open_payload, write_payload
-from shared.errors import (
-    OutOfMemory,
-    OutOfTime,
-    StateError,
-    TalariaError,
-    TrainingError,
+from shared.algorithms.device import (
+    Setup,
+    check_fits,
+    global_model,
+    open_round,
+    personal_model,
+    remember,
+    starting_channels,
 )
+from shared.algorithms.feedback import outgoing
+from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
+from shared.encoding import LIKED, Encoding
+from shared.errors import OutOfMemory, OutOfTime, StateError, TalariaError, TrainingError
 from shared.model_state import state_tensors
 from shared.pruning import channels, macs
-from shared.tensors import Subnet, Tensors
+from shared.tensors import Masks, Subnet, Tensors
 from shared.training import Split, evaluate
 
 REFERENCE_EXAMPLES = 512
 REFERENCE_BATCH = 64
 LATENCY_RUNS = 50
-NO_MEMORY = ("can't allocate memory", "could not create a primitive")
-"""How torch's allocator says that an allocation failed, and how oneDNN does."""
+REHEARSED_BATCHES = 2
+"""A second step of SGD allocates what momentum needs."""
 
 
 def main(path: Path) -> int:
@@ -77,44 +84,83 @@ def run_job(job: Job, read: Read = load) -> Outcome:
 
     with _memory_budget(job), torch.random.fork_rng(devices=[]):
         work = prepare(job, read)
-        torch.manual_seed(_seed(job))  # dropout draws from the global generator
-        with open_payload(job.payload, limit=job.task.payload.size) as download:
+        with open_payload(job.payload, limit=_largest_payload(work.setup)) as download:
             check_fits(work.setup, download.subnet)
-            round_ = open_round(
-                work.setup,
-                download.subnet,
-                _recall(job),
-                number=job.task.round,
-                final=job.task.action == "personalize",
-                train=_split(work.data.train),
-                validation=_split(work.data.validation),
-                multiple=job.profile.inference.channel_multiple,
-                generator=torch.Generator().manual_seed(_seed(job)),
-                check_time=check_time,
-            )
-            return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
+            start = None
+            if work.setup.layout is not None and job.memory is None:
+                start = _start(job, work, download.subnet, check_time)
+            return _carry_out(job, work, download.subnet, start, check_time)
+
+
+def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, check_time: Callable[[], None]) -> Outcome:
+    """The round itself, on a device that starts with these channels if it remembers none; None: all."""
+    torch.manual_seed(_seed(job))  # dropout draws from the global generator
+    template, shape = job.template, tuple(work.example.shape[1:])
+    round_ = open_round(
+        work.setup,
+        received,
+        _recall(job),
+        number=job.task.round,
+        final=job.task.action == "personalize",
+        train=_split(work.data.train),
+        validation=_split(work.data.validation),
+        multiple=job.profile.inference.channel_multiple,
+        generator=torch.Generator().manual_seed(_seed(job)),
+        check_time=check_time,
+        start_with=start,
+        latency=stopwatch(template, work.setup, shape, job.profile, check_time) if template else None,
+    )
+    return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
+
+
+def _start(job: Job, work: Work, received: Subnet, check_time: Callable[[], None]) -> Masks | None:
+    """The channels that a device begins with for which this is the first job of the run: as many as it can train."""
+    few = rehearsal(work, REHEARSED_BATCHES)
+
+    def at(width: float) -> Masks | None:
+        return starting_channels(work.setup, received, width, job.profile.inference.channel_multiple)
+
+    def rehearse(width: float) -> None:
+        with tempfile.TemporaryDirectory(dir=job.out) as folder:
+            _carry_out(job.model_copy(update={"out": Path(folder)}), few, received, at(width), check_time)
+
+    training = job.profile.training
+    return at(starting_width(rehearse, training.max_width, training.memory_mib))
 
 
 def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
-    setup = work.setup
-    due = (round_.number - 1) % job.task.plan.evaluate_every == 0
+    setup, plan = work.setup, job.task.plan
+    due = (round_.number - 1) % plan.evaluate_every == 0
     metrics = _accuracies(work, round_, personal_model(setup, round_)) if due else {}
     setup.algorithm.train(round_, setup.hp)
     metrics |= _size(work, round_, round_.model)
+    update = outgoing(
+        setup.algorithm.upload(round_, setup.hp),
+        round_.received,
+        round_.residual,
+        setup.layout,
+        liked=LIKED[job.profile.link.kind],
+        taken=plan.encodings,
+    )
+    if update.encoding is not Encoding.FLOAT32:
+        metrics["encoding_loss"] = update.loss
+    round_.residual = update.residual
     _remember(job, work, round_)
     examples = len(round_.train)
     with (job.out / UPDATE).open("wb") as file:
         write_payload(
             file,
-            setup.algorithm.upload(round_, setup.hp),
+            update.subnet,
+            encoding=update.encoding,
+            delta=update.delta,
             run=job.task.run,
             round=job.task.round,
             examples=examples,
             weight=float(examples) if setup.hp.weighting == "samples" else 1.0,
             metrics=metrics,
         )
-    return Outcome(examples=examples, metrics=metrics)
+    return Outcome(examples=examples, metrics=metrics, encoding=update.encoding.value)
 
 
 def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
@@ -204,6 +250,12 @@ def _remember(job: Job, work: Work, round_: DeviceRound) -> None:
         write_payload(file, Subnet(remember(work.setup, round_)), run=job.task.run, round=job.task.round)
 
 
+def _largest_payload(setup: Setup) -> int:
+    """Bytes that a download can have, as it comes or decoded."""
+    state = setup.model.state_dict()
+    return sum(state[name].nbytes + ALIGNMENT for name in setup.shared) + MAX_HEADER
+
+
 def _split(examples: Examples) -> Split:
     return Split(torch.from_numpy(examples.inputs), torch.from_numpy(examples.labels))
 
@@ -220,7 +272,7 @@ def _memory_budget(job: Job) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
             f"training does not fit into the {job.profile.training.memory_mib} MiB of profile {job.profile.id}: "

@@ -15,6 +15,11 @@ def state_tensors(model: nn.Module, names: Iterable[str] | None = None) -> Tenso
     return {name: state[name].detach().cpu().numpy().copy() for name in (state if names is None else names)}
 
 
+def state_views(model: nn.Module) -> Tensors:
+    """The model's state, not copied: to be read, while the model stays as it is."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+
+
 def load_tensors(model: nn.Module, tensors: Mapping[str, Array]) -> None:
     """Write the given tensors into the model, in place; names that are not given keep their values.
 
@@ -34,7 +39,7 @@ def load_state(model: nn.Module, whole: Subnet) -> None:
 
     MalformedPayload unless they are all of the state, dense, each of its dtype and shape: then nothing is changed.
     """
-    state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    state = state_views(model)
     if whole.held is not None:
         raise MalformedPayload("it holds only some of the model's channels")
     if missing := sorted(state.keys() - whole.tensors.keys()):

@@ -181,7 +181,7 @@ def moving(model: nn.Module, only: Collection[str] | None = None) -> Iterator[li
                 parameter.requires_grad_(flag)
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int = 256) -> Evaluation:
+def evaluate(model: nn.Module, split: Split, batch_size: int = 32) -> Evaluation:
     """Accuracy and loss in eval mode; the model is left as it was. TrainingError when there is nothing to evaluate
     on or the loss is not finite."""
     if not len(split):

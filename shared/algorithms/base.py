@@ -54,16 +54,20 @@ class DeviceRound:
     number      the round, from 1
     final       after the last round: what is trained now is the device's own, and nothing will be uploaded
     initial     the run's initial model: dense, identical on every device, not to be changed
-    model       the network in hand. It comes as the initial model with this device's local tensors in it; `receive`
-                adds what was received, and may cut it down to the channels of `held`
+    model       the network in hand. It comes as the initial model, cut down to the channels of `held`, with this
+                device's local tensors in it; `receive` adds what was received, and may cut it down further
     received    the shared tensors as downloaded: the anchor for proximal terms
     layout      channel groups of the dense model; None unless the algorithm prunes
-    held        channels that `model` consists of; None: all. Remembered between rounds by the worker
+    held        channels that `model` consists of; None: all. Remembered between rounds by the worker, which also
+                decides with which a device starts that has no memory for all of them
+    residual    what the encoding of the last update lost, cut as that update was; kept by the worker
     memory      group -> tensors: what the algorithm remembers between rounds. Saved after every round; never travels.
-                The groups "local" (names that are not shared) and "held" are kept by the worker
+                The groups "local" (names that are not shared), "held" and "residual" are kept by the worker
     train       training split
     validation  what every decision taken on the device is taken on; the test split decides nothing
     multiple    channel counts are kept in multiples of this: what the device's runtime likes
+    latency     milliseconds that inference of one example takes on this device with some of the channels, measured
+                when it is called; None: it cannot be measured
     generator   source of all randomness of this round
     check_time  called between batches; raises OutOfTime when the round's deadline has passed
     """
@@ -75,10 +79,12 @@ class DeviceRound:
     received: Subnet
     layout: ChannelLayout | None
     held: Masks | None
+    residual: Subnet
     memory: dict[str, Tensors]
     train: Split
     validation: Split
     multiple: int
+    latency: Callable[[Masks], float] | None
     generator: torch.Generator
     check_time: Callable[[], None]
 

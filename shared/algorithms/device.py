@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,12 +15,13 @@ from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters, shar
 from shared.channel_trace import channel_layout
 from shared.channels import ChannelLayout
 from shared.errors import MalformedPayload, StateError
-from shared.model_state import load_tensors, state_tensors
-from shared.pruning import put
-from shared.tensors import Array, Subnet, Tensors
+from shared.model_state import load_tensors, state_tensors, state_views
+from shared.pruning import put, shrink
+from shared.selection import start
+from shared.tensors import Array, Masks, Subnet, Tensors
 from shared.training import Split
 
-LOCAL, HELD = "local", "held"
+LOCAL, HELD, RESIDUAL = "local", "held", "residual"
 """The groups of a device's memory that are kept here; all others are the algorithm's."""
 
 
@@ -80,23 +82,23 @@ def open_round(
     multiple: int,
     generator: torch.Generator,
     check_time: Callable[[], None],
+    start_with: Masks | None = None,
+    latency: Callable[[Masks], float] | None = None,
 ) -> DeviceRound:
     """The round with the received model in hand: `receive` is done. Arguments as in DeviceRound.
 
     received    fits the setup
     remembered  what `remember` gave after this device's last round of the run; empty the first time. StateError if it
                 is of another model
+    start_with  channels of a device that remembers none; None: all
     """
     memory: dict[str, Tensors] = {}
     for path, array in remembered.items():
         group, _, name = path.partition("/")
         memory.setdefault(group, {})[name] = array
-    held = memory.pop(HELD, None)
-    model = copy.deepcopy(setup.model)
+    held = memory.pop(HELD, start_with)
     try:
-        if held is not None and setup.layout is not None:
-            setup.layout.check(held)
-        _place(model, setup, Subnet(memory.pop(LOCAL, {}), held))
+        model = _network(setup, Subnet(memory.pop(LOCAL, {}), held))
     except (MalformedPayload, KeyError, ValueError) as error:
         raise StateError(f"what this device remembers does not fit the model ({error}); remove it") from error
     round_ = DeviceRound(
@@ -107,10 +109,12 @@ def open_round(
         received=received,
         layout=setup.layout,
         held=held,
+        residual=Subnet(memory.pop(RESIDUAL, {}), held),
         memory=memory,
         train=train,
         validation=validation,
         multiple=multiple,
+        latency=latency,
         generator=generator,
         check_time=check_time,
     )
@@ -118,9 +122,26 @@ def open_round(
     return round_
 
 
+def starting_channels(setup: Setup, received: Subnet, width: float, multiple: int) -> Masks | None:
+    """Of what was received the most important channels, a share `width` of each group's; None: everything received."""
+    layout = setup.layout
+    if width == 1 or layout is None:
+        return None
+    dense = received.tensors
+    if received.held is not None:
+        dense = {name: np.zeros_like(array) for name, array in state_views(setup.model).items() if name in dense}
+        put(dense, received, layout)
+    held = start(dense, layout, width, multiple)
+    return held if received.held is None else {group: mask & received.held[group] for group, mask in held.items()}
+
+
 def remember(setup: Setup, round_: DeviceRound) -> Tensors:
-    """Everything that the device needs to go on after this round, named `group/name`. It never travels."""
-    groups = {**round_.memory, LOCAL: state_tensors(round_.model, sorted(setup.local)), HELD: round_.held or {}}
+    """Everything that the device needs to go on after this round, named `group/name`. It never travels.
+
+    Of a pruned device all of it is cut down to the channels held: what is gone costs no storage either.
+    """
+    local = state_tensors(round_.model, sorted(setup.local))
+    groups = {**round_.memory, LOCAL: local, HELD: round_.held or {}, RESIDUAL: round_.residual.tensors}
     return {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
 
 
@@ -130,17 +151,18 @@ def personal_model(setup: Setup, round_: DeviceRound) -> nn.Module:
 
 
 def global_model(setup: Setup, received: Subnet) -> nn.Module:
-    """The dense model of a device that has nothing of its own: initial tensors, and received ones where there are."""
-    model = copy.deepcopy(setup.model)
-    _place(model, setup, received)
-    return model
+    """The model of a device that has nothing of its own: of the channels received, with initial tensors where there are
+    no received ones."""
+    return _network(setup, received)
 
 
-def _place(model: nn.Module, setup: Setup, subnet: Subnet) -> None:
-    """Write the subnet into the dense model."""
-    if setup.layout is None:
-        load_tensors(model, subnet.tensors)
+def _network(setup: Setup, subnet: Subnet) -> nn.Module:
+    """The initial model, cut down to the subnet's channels, with the subnet's tensors in it."""
+    if subnet.held is None:
+        model = copy.deepcopy(setup.model)
+    elif setup.layout is not None:
+        model = shrink(setup.model, setup.layout, subnet.held)
     else:
-        dense = state_tensors(model, subnet.tensors)
-        put(dense, subnet, setup.layout)
-        load_tensors(model, dense)
+        raise ValueError(f"some channels are held, but {setup.algorithm.name} does not prune")
+    load_tensors(model, subnet.tensors)
+    return model

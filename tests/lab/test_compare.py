@@ -28,9 +28,9 @@ def config(**algorithm: Any) -> RunConfig:
 
 
 def test_each_algorithm_gets_the_settings_that_it_knows() -> None:
-    plain, pruned = variants(config(lr=0.3, pruning_target=0.5), ["fedavg", "hermes"])
+    plain, pruned = variants(config(lr=0.3, pruning_amount=0.5), ["fedavg", "hermes"])
     assert (plain.algorithm.name, plain.algorithm.hyperparameters) == ("fedavg", {"lr": 0.3})
-    assert pruned.algorithm.hyperparameters == {"lr": 0.3, "pruning_target": 0.5}
+    assert pruned.algorithm.hyperparameters == {"lr": 0.3, "pruning_amount": 0.5}
 
 
 def test_a_setting_that_none_of_them_knows_is_an_error() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,11 +20,11 @@ from shared.config import BrokerSettings
     [
         ("fedavg", {}),
         ("fedper", {}),
-        ("hermes", {"accuracy_threshold": 0.0, "pruning_amount": 0.3, "pruning_target": 0.5}),
+        ("hermes", {"accuracy_threshold": 0.0, "pruning_amount": 0.3, "target": {"parameters": 0.5}}),
     ],
 )
 async def test_a_run_ends_with_a_checked_model_in_service_on_every_device(
-    system: System, algorithm: str, hyperparameters: dict[str, float]
+    system: System, algorithm: str, hyperparameters: dict[str, Any]
 ) -> None:
     coordinator = await system.coordinator(
         algorithm, devices=2, rounds=2, broker=BrokerSettings(), **hyperparameters

@@ -1,6 +1,6 @@
 """What the tests of single algorithms share: whole rounds of a few devices, without worker or wire."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from shared.algorithms import Algorithm, DeviceRound
 from shared.algorithms.device import Setup, open_round, remember, set_up
 from shared.model_state import state_tensors
 from shared.pruning import take
-from shared.tensors import Subnet, Tensors
+from shared.tensors import Masks, Subnet, Tensors
 from shared.training import Split
 
 
@@ -60,28 +60,44 @@ class Fleet:
     aggregate: Aggregate = field(init=False)
     remembered: dict[int, Tensors] = field(default_factory=dict)
     number: int = 0
+    latency: Callable[[Masks], float] | None = None
 
     def __post_init__(self) -> None:
         self.aggregate = Aggregate(state_tensors(self.setup.model, sorted(self.setup.shared)))
 
     @property
     def download(self) -> Subnet:
-        tensors, valid = self.aggregate.tensors, self.aggregate.valid
-        if self.setup.layout is None or valid is None:
-            return Subnet(tensors)
-        return Subnet(take(tensors, self.setup.layout, valid), valid)
+        """What is sent to a device of which nothing is known."""
+        return self._cut(self.aggregate.alive if self.aggregate.valid is None else self.aggregate.valid)
 
-    def open(self, device: int, *, final: bool = False) -> DeviceRound:
-        """The device's next round, with what it received in hand."""
+    def sent(self, device: int) -> Subnet:
+        """What is sent to a device: of that, the channels that it holds."""
+        prefix = "held/"
+        own = {path[len(prefix) :]: mask for path, mask in self.remembered.get(device, {}).items() if prefix in path}
+        every = self.download.held
+        if own and every:
+            left = {group: mask & every[group] for group, mask in own.items()}
+            keeps = self.aggregate.alive is not None
+            own = {group: own[group] if keeps and not mask.any() else mask for group, mask in left.items()}
+        return self._cut(own or every)
+
+    def _cut(self, held: Masks | None) -> Subnet:
+        if self.setup.layout is None or held is None:
+            return Subnet(self.aggregate.tensors)
+        return Subnet(take(self.aggregate.tensors, self.setup.layout, held), held)
+
+    def open(self, device: int, received: Subnet | None = None, *, final: bool = False) -> DeviceRound:
+        """The device's next round, with what it received in hand; without it, what it is sent."""
         return open_round(
             self.setup,
-            self.download,
+            self.sent(device) if received is None else received,
             self.remembered.get(device, {}),
             number=self.number,
             final=final,
             train=self.splits[device],
             validation=self.validation,
             multiple=2,
+            latency=self.latency,
             generator=torch.Generator().manual_seed(1000 * self.number + device),
             check_time=lambda: None,
         )

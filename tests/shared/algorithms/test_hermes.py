@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,18 @@ import torch
 from torch import nn
 
 from shared.aggregation import Update
+from shared.algorithms import hyperparameters
 from shared.algorithms.device import personal_model, remember
 from shared.algorithms.fedavg import FEDAVG
 from shared.algorithms.hermes import HERMES
+from shared.errors import ConfigError, TrainingError
+from shared.messages import Plan
 from shared.model_state import load_tensors, state_tensors
 from shared.models import build_model
 from shared.pruning import masked, parameters, put, shrink
-from shared.tensors import Subnet
+from shared.selection import mac_cost, parameter_cost, start
+from shared.settings import example_toml, explain, load_run_config
+from shared.tensors import Masks, Subnet
 from shared.training import Split, evaluate
 
 THETA = ([1.0, 2, 3, 4], [5.0, 6, 7, 8], [9.0, 10, 11, 12])
@@ -46,7 +52,7 @@ def exchange(make_fleet: Callable[..., Any], masks: Sequence[str], weights: Sequ
     Returns the fleet and per device its four coordinates, 0 where it holds nothing.
     """
     splits = [Split(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)) for _ in masks]
-    fleet = make_fleet(HERMES, four_channels(), splits, epochs=0, pruning_target=0.0, overlap=overlap)
+    fleet = make_fleet(HERMES, four_channels(), splits, epochs=0, target={"parameters": 1.0}, overlap=overlap)
     setup = fleet.setup
     accumulator = HERMES.aggregate(setup.layout, setup.hp)
     fleet.number = 1
@@ -75,6 +81,7 @@ def exchange(make_fleet: Callable[..., Any], masks: Sequence[str], weights: Sequ
         ("all", [1, 1, 2], [[6, 2, 3, 0], [6, 6, 0, 0], [6, 0, 11, 12]]),
         ("any", [1, 1, 1], [[5, 4, 7, 0], [5, 4, 0, 0], [5, 0, 7, 12]]),
         ("any", [1, 1, 2], [[6, 4, 25 / 3, 0], [6, 4, 0, 0], [6, 0, 25 / 3, 12]]),
+        ("agreed", [1, 1, 2], [[6, 4, 25 / 3, 0], [6, 4, 0, 0], [6, 0, 25 / 3, 12]]),
     ],
 )
 def test_vectors_of_three_devices(
@@ -84,13 +91,13 @@ def test_vectors_of_three_devices(
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("overlap", ["all", "any"])
+@pytest.mark.parametrize("overlap", ["all", "any", "agreed"])
 def test_disjoint_masks_leave_everybody_alone(make_fleet: Callable[..., Any], overlap: str) -> None:
     _, found = exchange(make_fleet, ("1000", "0110", "0001"), [1, 2, 3], overlap)
     np.testing.assert_array_equal(found, [[1, 0, 0, 0], [0, 6, 7, 0], [0, 0, 0, 12]])
 
 
-@pytest.mark.parametrize("overlap", ["all", "any"])
+@pytest.mark.parametrize("overlap", ["all", "any", "agreed"])
 def test_what_nobody_holds_keeps_its_value_and_is_no_nan(make_fleet: Callable[..., Any], overlap: str) -> None:
     fleet, _ = exchange(make_fleet, ("1110", "1100", "1010"), [1, 1, 1], overlap)
     theta = fleet.aggregate.tensors["0.weight"].ravel()
@@ -105,9 +112,12 @@ def test_with_overlap_all_only_what_everybody_holds_is_sent(make_fleet: Callable
     assert fleet.download.tensors["2.weight"].shape == (2, 1)
 
 
-@pytest.mark.parametrize("overlap", ["all", "any"])
+@pytest.mark.parametrize("overlap", ["all", "any", "agreed"])
 def test_without_pruning_it_is_fedavg_bit_for_bit(make_fleet: Callable[..., Any], overlap: str) -> None:
-    hermes, fedavg = make_fleet(HERMES, model(), pruning_target=0.0, overlap=overlap), make_fleet(FEDAVG, model())
+    hermes, fedavg = (
+        make_fleet(HERMES, model(), target={"parameters": 1.0}, overlap=overlap),
+        make_fleet(FEDAVG, model()),
+    )
     for _ in range(3):
         hermes.round()
         fedavg.round()
@@ -122,7 +132,7 @@ def pruned(make_fleet: Callable[..., Any]) -> Any:
         HERMES,
         model(),
         pruning_amount=0.25,
-        pruning_target=0.6,
+        target={"parameters": 0.4},
         accuracy_threshold=0.0,
         momentum=0.9,
         weight_decay=0.01,
@@ -210,7 +220,8 @@ def test_a_device_that_missed_rounds_holds_its_channels_and_gets_the_newest_valu
     remembered = remember(fleet.setup, rounds[1][0])
     fleet.remembered[0] = remembered
     round_ = fleet.open(0)
-    assert all(np.array_equal(round_.held[group], mask) for group, mask in rounds[1][0].held.items())
+    alive = fleet.aggregate.alive
+    assert all(np.array_equal(round_.held[group], mask & alive[group]) for group, mask in rounds[1][0].held.items())
     newest: npt.NDArray[np.float32] = fleet.aggregate.tensors["0.weight"][round_.held["0"]]
     np.testing.assert_array_equal(state_tensors(round_.model)["0.weight"], newest)
 
@@ -224,11 +235,143 @@ def test_the_own_model_is_the_shrunk_one(pruned: Any) -> None:
     }
 
 
-def test_a_device_that_never_took_part_gets_the_dense_model(pruned: Any) -> None:
-    fleet, _ = pruned
+def test_with_any_a_device_that_never_took_part_gets_the_dense_model(make_fleet: Callable[..., Any]) -> None:
+    fleet = make_fleet(HERMES, model(), accuracy_threshold=0.0, overlap="any")
+    fleet.round()
     fleet.remembered.clear()
     round_ = fleet.open(0, final=True)
     assert round_.held is None
-    np.testing.assert_array_equal(
-        state_tensors(personal_model(fleet.setup, round_))["0.weight"], fleet.aggregate.tensors["0.weight"]
-    )
+    np.testing.assert_array_equal(state_tensors(round_.model)["0.weight"], fleet.aggregate.tensors["0.weight"])
+
+
+# --- agreed ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_of_the_last_round_holds_is_given_up(make_fleet: Callable[..., Any]) -> None:
+    """By a device that was away and has all of it, too; and one that comes later never gets it."""
+    fleet, _ = exchange(make_fleet, ("1110", "1100", "1010"), [1, 1, 1], "agreed")
+    fleet.remembered[1] = {f"held/{group}": mask for group, mask in fleet.setup.layout.full().items()}
+    fleet.remembered[2] = {}
+    for device in (1, 2):
+        round_ = fleet.open(device)
+        assert round_.held["0"].tolist() == [True, True, True, False]
+        assert state_tensors(round_.model)["0.weight"].ravel().tolist() == [5, 4, 7]
+
+
+def test_what_is_left_of_a_group_is_never_nothing(make_fleet: Callable[..., Any]) -> None:
+    """Of a device that comes back when its channels are gone; it has what it is sent."""
+    fleet, _ = exchange(make_fleet, ("1100", "1000", "1100"), [1, 1, 1], "agreed")
+    fleet.remembered[1] = {"held/0": np.array([False, False, True, True])}
+    for received, expected in ((None, [False, False, True, True]), (fleet.download, [True, True, False, False])):
+        round_ = fleet.open(1, received)
+        assert round_.held["0"].tolist() == expected
+        assert np.isfinite(state_tensors(round_.model)["0.weight"]).all()
+
+
+def test_devices_with_different_data_agree_on_the_channels(make_fleet: Callable[..., Any]) -> None:
+    """They choose by what they received, and take equal steps; so nothing is trained that others do not hold."""
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target={"parameters": 0.4}, accuracy_threshold=0.0)
+    for _ in range(4):
+        one, *others = fleet.round()
+        assert all((other.held[group] == mask).all() for other in others for group, mask in one.held.items())
+        assert all((fleet.aggregate.alive[group] == mask).all() for group, mask in one.held.items())
+    assert share_kept(fleet, one.held) <= 0.4
+
+
+def test_nothing_but_channels_and_residual_is_remembered(pruned: Any) -> None:
+    """What is held is sent anew in every round."""
+    fleet, _ = pruned
+    assert {path.partition("/")[0] for path in fleet.remembered[0]} == {"held"}
+
+
+def test_with_all_own_values_are_remembered_cut_down(make_fleet: Callable[..., Any]) -> None:
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.5, accuracy_threshold=0.0, overlap="all", batch_norm="local")
+    round_ = fleet.round()[0]
+    small = state_tensors(round_.model)
+    groups = {path: array for path, array in fleet.remembered[0].items() if not path.startswith("held/")}
+    assert {path.partition("/")[0] for path in groups} == {"own", "local"}
+    assert all(np.array_equal(array, small[path.partition("/")[2]]) for path, array in groups.items())
+    assert small["0.weight"].shape[0] < 8
+
+
+def test_a_device_that_starts_shrunk_is_sent_and_trains_those_channels(make_fleet: Callable[..., Any]) -> None:
+    fleet = make_fleet(HERMES, model(), accuracy_threshold=1.0)
+    setup = fleet.setup
+    held = start(state_tensors(setup.model), setup.layout, 0.5, 2)
+    fleet.remembered[0] = {f"held/{group}": mask for group, mask in held.items()}
+    round_, whole, _ = fleet.round()
+    assert whole.held is None
+    assert state_tensors(round_.model)["0.weight"].shape == (4, 1, 3, 3)
+    assert fleet.aggregate.alive is None, "the others hold the rest"
+    assert not any(np.isnan(array).any() for array in fleet.aggregate.tensors.values())
+
+
+# --- the amount ------------------------------------------------------------------------------------------------------
+
+
+def test_steps_in_macs(make_fleet: Callable[..., Any]) -> None:
+    target = {"macs": 0.4}
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, accuracy_threshold=0.0, epochs=0)
+    cost = mac_cost(model(), fleet.setup.layout, fleet.validation.inputs[:1])
+    full = cost(fleet.setup.layout.full())
+    shares = [cost(fleet.round()[0].held) / full for _ in range(5)]
+    assert all(0.25 + 0.15 >= before - after >= 0 for before, after in pairwise([1.0, *shares]))
+    assert 0.3 < shares[-1] == shares[-2] <= 0.4
+
+
+def test_steps_in_measured_milliseconds_end_where_the_noise_begins(make_fleet: Callable[..., Any]) -> None:
+    """20 ms dense, in steps of 5. At the target, a measurement that is 4 % too high is no reason to go on."""
+    target = {"latency_ms": 10.0}
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, accuracy_threshold=0.0, epochs=0)
+    cost = parameter_cost(state_tensors(model()), fleet.setup.layout)
+    full, noise, asked = cost(fleet.setup.layout.full()), 1.0, []
+
+    def latency(held: Masks) -> float:
+        asked.append(held)
+        return noise * 20 * cost(held) / full
+
+    fleet.latency = latency
+    found = [latency(fleet.round()[0].held) for _ in range(2)]
+    assert 12.5 < found[0] <= 15
+    assert 8.5 < found[1] <= 10
+    before, noise = fleet.round()[0].held, 1.04
+    asked.clear()
+    after = fleet.round()[0].held
+    assert all((after[group] == mask).all() for group, mask in before.items())
+    assert len(asked) == 3, "each of the devices measures what it has, once"
+
+
+def test_milliseconds_that_cannot_be_measured_are_refused(make_fleet: Callable[..., Any]) -> None:
+    fleet = make_fleet(HERMES, model(), target={"latency_ms": 10.0})
+    with pytest.raises(TrainingError, match="no ONNX template to measure: name a share"):
+        fleet.round()
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ({}, "exactly one"),
+        ({"parameters": 0.5, "macs": 0.5}, "exactly one"),
+        ({"parameters": 1.5}, "share of the dense network"),
+        ({"parameters": 0}, "above 0"),
+        ({"latency_ms": -1}, "above 0"),
+        ({"flops": 0.5}, "parameters"),
+    ],
+)
+def test_targets_that_are_refused(target: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        hyperparameters(HERMES, {"target": target})
+
+
+@pytest.mark.parametrize("setting", ["algorithm.target={parameters=0.3}", "algorithm.target.parameters=.3"])
+def test_a_target_is_set_and_shown_like_any_other_setting(setting: str, tmp_path: Path) -> None:
+    config = load_run_config(None, [setting]).config
+    hp = hyperparameters(HERMES, config.algorithm.hyperparameters)
+    assert hp.model_dump()["target"] == {"parameters": 0.3}
+    path = tmp_path / "run.toml"
+    path.write_text(example_toml(config, hp))
+    again = load_run_config(path).config.algorithm.hyperparameters
+    assert hyperparameters(HERMES, again) == hp
+    (row,) = [row for row in explain(load_run_config(path), hp) if row.key == "algorithm.target"]
+    assert (row.value, row.origin) == ({"parameters": 0.3}, str(path))
+    assert Plan(model="m", algorithm="hermes", hyperparameters=again).hyperparameters["target"] == {"parameters": 0.3}
