@@ -106,9 +106,8 @@ def stored(encoding: Encoding | None, shape: Sequence[int], kept: int, itemsize:
 
 
 def decode(encoding: Encoding, shape: Sequence[int], kept: int, data: bytes | memoryview) -> Array:
-    """A new float32 array of this shape from the bytes of a coded tensor, as many as `stored` says.
-
-    MalformedPayload for a value that is not finite, a scale that is none, a position outside.
+    """A new float32 array from the bytes of a coded tensor, as many as `stored` says. It has at least two axes and one
+    element. MalformedPayload for a value that is not finite, a scale that is none, a position outside.
     """
     match encoding:
         case Encoding.FLOAT16:
@@ -119,8 +118,8 @@ def decode(encoding: Encoding, shape: Sequence[int], kept: int, data: bytes | me
         case Encoding.INT8:
             scales = _read_scales(data, shape[0])
             array = _read_int8(data, 4 * shape[0], math.prod(shape)).astype(np.float32)
-            by_row = array.reshape(shape[0], -1) if array.size else array.reshape(shape[0], 0)
-            by_row *= scales[:, None]
+            array = array.reshape(shape[0], -1)
+            array *= scales[:, None]
         case _:
             scale = _read_scales(data, 1)
             gaps = _interleaved(data[4:], kept, np.dtype("<u4"))

@@ -94,13 +94,13 @@ def _check_spec(spec: TensorSpec, encoding: Encoding) -> None:
     if spec.encoding is not None:
         if spec.encoding not in TENSOR_ENCODINGS[encoding]:
             raise ValueError(f"tensor {spec.name!r} in {spec.encoding!r}, which a payload in {encoding} does not have")
-        if spec.dtype != "float32" or len(spec.shape) < 2:
+        if spec.dtype != "float32" or len(spec.shape) < 2 or not all(spec.shape):
             raise ValueError(f"tensor {spec.name!r} of {spec.dtype} {spec.shape} in {spec.encoding}")
     if spec.kept > (math.prod(spec.shape) if spec.encoding == Encoding.TOPK else 0):
         raise ValueError(f"tensor {spec.name!r} of shape {spec.shape} keeps {spec.kept} values")
 
 
-def compress(parts: Iterable[bytes | memoryview], size: int) -> bytes | None:
+def compress(parts: Iterable[memoryview], size: int) -> bytes | None:
     """The parts, `size` bytes together, as one zstd frame that says its size; None where that does not pay."""
     compressor = zstandard.ZstdCompressor(level=1).compressobj(size=size)
     blocks = [compressor.compress(part) for part in parts]

@@ -86,7 +86,7 @@ def test_the_bytes_of_every_message_are_what_they_always_were(kind: str) -> None
 
 def test_there_is_a_golden_file_for_every_kind_of_message() -> None:
     kinds = {kind.model_fields["kind"].default for kind in Message.__subclasses__() if "kind" in kind.model_fields}
-    assert kinds == set(samples.MESSAGES) == {path.stem for path in GOLDEN.glob("*.hex")} - {"payload"}
+    assert kinds == set(samples.MESSAGES) == {path.stem for path in GOLDEN.glob("*.hex") if "payload" not in path.stem}
 
 
 def test_a_chunk_that_fills_a_packet_keeps_its_bytes_and_adds_few() -> None:
