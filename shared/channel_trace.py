@@ -33,7 +33,7 @@ def channel_layout(model: nn.Module, example: Tensor) -> ChannelLayout:
     Never removable: the model's input, its outputs (the classifier's rows), and whatever a rule found unsafe.
     Raises ModelError for an operation on channels that has no rule, by its name.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})  # only buffers change
     tracer = _Tracer(model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for training in (False, True):

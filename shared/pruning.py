@@ -56,16 +56,16 @@ def shrink(model: nn.Module, layout: ChannelLayout, held: Masks) -> nn.Module:
     State names stay the same, so `load_tensors` takes `take(dense, ...)`. Optimizers must be made anew for it.
     """
     layout.check(held)
-    model = copy.deepcopy(model)
-    made: dict[int, Tensor] = {}
+    smaller: dict[int, Any] = {}  # put in their places while the rest is copied: no dense copy is made of them
     for path, module in model.named_modules():
-        depthwise = isinstance(module, _ConvNd) and module.groups == module.in_channels
         for own, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if id(tensor) not in made:
-                made[id(tensor)] = _shrunk(f"{path}.{own}" if path else own, tensor, layout, held)
-            if made[id(tensor)] is not tensor:
-                setattr(module, own, made[id(tensor)])
-        _adjust(module, depthwise=depthwise)
+            if id(tensor) not in smaller:
+                shrunk = _shrunk(f"{path}.{own}" if path else own, tensor, layout, held)
+                if shrunk is not tensor:
+                    smaller[id(tensor)] = shrunk
+    model = copy.deepcopy(model, smaller)
+    for module in model.modules():
+        _adjust(module, depthwise=isinstance(module, _ConvNd) and module.groups == module.in_channels)
     return model
 
 
