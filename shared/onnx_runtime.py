@@ -13,7 +13,7 @@ from typing import Any
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import onnx
-import onnxruntime
+import onnxruntime as onnxruntime
 
 from shared.errors import ExportError
 from shared.onnx_file import properties, tidy
