@@ -67,6 +67,7 @@ class FakeDevice:
         self._download: Download | None = None
         self._working = False
         self._receipt = asyncio.Event()
+        self._changed = asyncio.Event()
         self._accepted: set[tuple[str, int]] = set()
         self._offer: tuple[Offer, Path] | None = None
         self._jobs: set[asyncio.Task[None]] = set()
@@ -94,6 +95,12 @@ class FakeDevice:
         while len(self.receipts) < count:
             self._receipt.clear()
             await self._receipt.wait()
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Return when that is so; looked at with every task that comes, and every payload that is here."""
+        while not true():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def announce(self, online: bool = True) -> None:
         await self.link.publish(self.topics.presence(self.name), self._presence(online), retain=True)
@@ -135,6 +142,7 @@ class FakeDevice:
         key = (task.run, task.round, task.action)
         known = bool(self.tasks) and key == (self.tasks[-1].run, self.tasks[-1].round, self.tasks[-1].action)
         self.tasks.append(task)
+        self._changed.set()
         if not known:
             self._offer = None  # overtaken
         if known and self._offer is not None:
@@ -168,6 +176,7 @@ class FakeDevice:
             tensors = {name: array.copy() for name, array in payload.subnet.tensors.items()}
         self.received[task.round] = tensors
         self.fetched.set()
+        self._changed.set()
         answer = self.train(tensors, task)
         if isinstance(answer, Failure):
             self._working = False

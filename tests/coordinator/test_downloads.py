@@ -213,7 +213,7 @@ def test_a_restart_makes_the_same_files_again(start: Start) -> None:
     data = {"a": update(directory, 1, first(layout, 0.5)), "b": update(directory, 1, first(layout, 0.25))}
     wanted = {"a": ("int8",), "b": DENSE, "new": ("float16",)}
     before = close(directory, 1, data).downloads.make(2, wanted)
-    digests = {device: hashlib.sha256(path.decode()).hexdigest() for device, path in before.items()}
+    digests = {device: hashlib.sha256(path.read_bytes()).hexdigest() for device, path in before.items()}
     written = {path: path.stat().st_mtime_ns for path in before.values()}
     for lost in (False, True):
         if lost:
@@ -223,7 +223,7 @@ def test_a_restart_makes_the_same_files_again(start: Start) -> None:
         again.load()
         after = Ledger(again, 2).downloads.make(2, wanted)
         assert after == before
-        assert digests == {device: hashlib.sha256(path.decode()).hexdigest() for device, path in after.items()}
+        assert digests == {device: hashlib.sha256(path.read_bytes()).hexdigest() for device, path in after.items()}
         if not lost:  # nor are they written again
             assert written == {path: path.stat().st_mtime_ns for path in after.values()}
 
