@@ -48,6 +48,7 @@ def serve(listener: socket.socket, data: Mapping[str, DeviceData]) -> None:
             if os.fork() == 0:
                 try:
                     die_with(server)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a job may ask how its own child ended
                     listener.close()
                     train(connection, data)
                 finally:
