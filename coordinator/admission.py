@@ -11,6 +11,7 @@ import numpy as np
 from shared.aggregation import Update
 from shared.channels import ChannelLayout
 from shared.codec import open_payload
+from shared.encoding import Encoding
 from shared.errors import MalformedPayload, RefusedUpdate
 from shared.messages import PayloadHeader
 from shared.tensors import Array, Masks, Tensors
@@ -28,7 +29,7 @@ class Admission:
     layout     None: only dense updates are acceptable
     weighting  what an update has to weigh: its examples, or 1
     limit      bytes of the largest acceptable update
-    encodings  how it may be encoded
+    encodings  how it may be encoded, beside float32, which is what is left where a device cannot follow
     """
 
     run: str
@@ -47,7 +48,7 @@ class Admission:
         layout: ChannelLayout | None,
         weighting: Literal["samples", "uniform"],
         limit: int,
-        encodings: tuple[str, ...] = ("float32",),
+        encodings: tuple[str, ...] = (),
     ) -> "Admission":
         shapes = {name: array.shape for name, array in tensors.items()}
         dtypes = {name: array.dtype for name, array in tensors.items()}
@@ -78,7 +79,7 @@ class Admission:
             raise RefusedUpdate("foreign_run", f"the payload belongs to run {header.run!r}, this is {self.run!r}")
         if header.round != number:
             raise RefusedUpdate("wrong_round", f"the payload belongs to round {header.round}, this is {number}")
-        if header.encoding not in self.encodings:
+        if header.encoding not in (Encoding.FLOAT32, *self.encodings):
             raise RefusedUpdate(
                 "wrong_encoding",
                 f"the update is encoded as {header.encoding}; this run takes {', '.join(self.encodings)}",
