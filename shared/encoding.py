@@ -195,10 +195,11 @@ def _planes(array: Array) -> Array:
 
 
 def _interleaved(data: bytes | memoryview, count: int, dtype: np.dtype[np.generic]) -> Array:
-    numbers = np.empty(count, dtype)
-    planes = np.frombuffer(data, np.uint8, count * dtype.itemsize).reshape(dtype.itemsize, count)
-    numbers.view(np.uint8).reshape(count, dtype.itemsize).T[...] = planes
-    return numbers
+    """The numbers whose planes these are."""
+    numbers = np.empty((count, dtype.itemsize), np.uint8)
+    for index, plane in enumerate(np.frombuffer(data, np.uint8, numbers.size).reshape(dtype.itemsize, count)):
+        numbers[:, index] = plane  # several times as fast as one assignment of all, transposed
+    return numbers.reshape(-1).view(dtype)
 
 
 def _read_scales(data: bytes | memoryview, count: int) -> Array:
