@@ -193,9 +193,9 @@ def _write_reference(path: Path, model: nn.Module, round_: DeviceRound) -> None:
 
 def _accuracies(work: Work, round_: DeviceRound, personal: nn.Module) -> dict[str, float]:
     """On the test split, which decides nothing."""
-    test, dense = _split(work.data.test), global_model(work.setup, round_.received)
+    test, received = _split(work.data.test), global_model(work.setup, round_)
     own = evaluate(personal, test)
-    common = own if _same(personal, dense) else evaluate(dense, test)
+    common = own if _same(personal, received) else evaluate(received, test)
     return {
         "accuracy": own.accuracy,
         "loss": own.loss,
@@ -253,7 +253,7 @@ def _remember(job: Job, work: Work, round_: DeviceRound) -> None:
 def _largest_payload(setup: Setup) -> int:
     """Bytes that a download can have, as it comes or decoded."""
     state = setup.model.state_dict()
-    return sum(state[name].nbytes + ALIGNMENT for name in setup.shared) + MAX_HEADER
+    return MAX_HEADER + sum(int(state[name].nbytes) + ALIGNMENT for name in setup.shared)
 
 
 def _split(examples: Examples) -> Split:

@@ -32,6 +32,31 @@ def take(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks | None
     return {name: array if held is None else _cut(name, array, layout, held) for name, array in tensors.items()}
 
 
+def narrow(subnet: Subnet, layout: ChannelLayout, held: Masks | None) -> Subnet:
+    """The subnet cut down further, to channels that it covers."""
+    if held is None:
+        return Subnet(subnet.tensors)
+    if subnet.held is None:
+        return Subnet(take(subnet.tensors, layout, held), held)
+    tensors = dict(subnet.tensors)
+    for name in subnet.tensors:
+        axes = zip(layout.index(name, subnet.held), layout.index(name, held), strict=True)
+        for axis, (have, wanted) in enumerate(axes):
+            if wanted is not None:
+                places = wanted if have is None else np.searchsorted(have, wanted)
+                tensors[name] = tensors[name].take(places, axis=axis)
+    return Subnet(tensors, held)
+
+
+def covers(wide: Masks | None, narrow: Masks | None) -> bool:
+    """Whether every channel of `narrow` is one of `wide`; None: all channels."""
+    if wide is None:
+        return True
+    if narrow is None:
+        return all(mask.all() for mask in wide.values())
+    return all(not (mask & ~wide[group]).any() for group, mask in narrow.items())
+
+
 def put(dense: Tensors, subnet: Subnet, layout: ChannelLayout) -> None:
     """Write the subnet's tensors to their places in the dense ones, in place; the rest keeps its values."""
     for name, array in subnet.tensors.items():

@@ -71,11 +71,12 @@ def magnitudes(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks)
     total = np.zeros(sum(layout.groups.values()) + 1)  # FIXED adds to the last one
     for name in parameter_shapes(tensors):
         if name in layout.axes:
-            sizes = np.abs(take({name: tensors[name]}, layout, held)[name]).astype(np.float64)
+            sizes = np.abs(take({name: tensors[name]}, layout, held)[name])
             for axis, (units, kept) in enumerate(zip(layout.axes[name], layout.index(name, held), strict=True)):
                 if units is not None:
                     others = tuple(other for other in range(sizes.ndim) if other != axis)
-                    np.add.at(total, units if kept is None else units[kept], sizes.sum(axis=others))
+                    sums = sizes.sum(axis=others, dtype=np.float64)  # of the whole tensor no wider copy is made
+                    np.add.at(total, units if kept is None else units[kept], sums)
     ends = np.cumsum(list(layout.groups.values()))
     return dict(zip(layout.groups, np.split(total[:FIXED], ends[:-1]), strict=True)) if layout.groups else {}
 

@@ -16,7 +16,7 @@ from shared.channel_trace import channel_layout
 from shared.channels import ChannelLayout
 from shared.errors import MalformedPayload, StateError
 from shared.model_state import load_tensors, state_tensors, state_views
-from shared.pruning import put, shrink
+from shared.pruning import covers, narrow, put, shrink
 from shared.selection import start
 from shared.tensors import Array, Masks, Subnet, Tensors
 from shared.training import Split
@@ -150,9 +150,12 @@ def personal_model(setup: Setup, round_: DeviceRound) -> nn.Module:
     return setup.algorithm.personalize(replace(round_, generator=round_.generator.clone_state()), setup.hp)
 
 
-def global_model(setup: Setup, received: Subnet) -> nn.Module:
-    """The model of a device that has nothing of its own: of the channels received, with initial tensors where there are
-    no received ones."""
+def global_model(setup: Setup, round_: DeviceRound) -> nn.Module:
+    """A model with nothing of this device in it: initial tensors, and received ones where there are. Of the channels
+    that the device holds if it received them all, so that it costs no more than its own; else of what it received."""
+    received = round_.received
+    if setup.layout is not None and covers(received.held, round_.held):
+        received = narrow(received, setup.layout, round_.held)
     return _network(setup, received)
 
 

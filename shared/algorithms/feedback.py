@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.channels import ChannelLayout
 from shared.encoding import Encoding, choose, decoded
+from shared.pruning import covers, narrow
 from shared.tensors import Array, Masks, Subnet, Tensors
 
 
@@ -52,16 +53,17 @@ def outgoing(
     A lossy encoding codes differences to what was received. Where that lacks some channels of the update, the values
     themselves are sent: never as TOPK, which would make most of them 0, and nothing is fed back.
     """
-    delta = _covers(received.held, upload.held)
+    delta = covers(received.held, upload.held)
     encoding = choose([one for one in liked if delta or one is not Encoding.TOPK], taken)
     if encoding is Encoding.FLOAT32 or not delta:
         return Outgoing(upload, encoding)
+    start = _cut(received, layout, upload.held)
+    before = _cut(residual, layout, upload.held) if covers(residual.held, upload.held) else {}
     differences: Tensors = {}
     for name, array in upload.tensors.items():
         if array.dtype.kind == "f":
-            array = array - _narrowed(name, received, layout, upload.held)
-            if name in residual.tensors and _covers(residual.held, upload.held):
-                array += _narrowed(name, residual, layout, upload.held)
+            array = array - start[name]
+            array += before.get(name, 0)
         differences[name] = array
     target = Subnet(differences, upload.held)
     read = decoded(target, encoding).tensors
@@ -72,25 +74,8 @@ def outgoing(
     return Outgoing(target, encoding, delta=True, residual=Subnet(lost, upload.held), loss=loss)
 
 
-def _covers(wide: Masks | None, narrow: Masks | None) -> bool:
-    """Whether every channel of `narrow` is one of `wide`; None: all channels."""
-    if wide is None:
-        return True
-    if narrow is None:
-        return all(mask.all() for mask in wide.values())
-    return all(not (mask & ~wide[group]).any() for group, mask in narrow.items())
-
-
-def _narrowed(name: str, subnet: Subnet, layout: ChannelLayout | None, held: Masks | None) -> Array:
-    """One tensor of the subnet, cut down to channels that it covers."""
-    array = subnet.tensors[name]
-    if layout is None or held is None:
-        return array
-    full = layout.full() if subnet.held is None else subnet.held
-    for axis, (have, wanted) in enumerate(zip(layout.index(name, full), layout.index(name, held), strict=True)):
-        if wanted is not None:
-            array = array.take(wanted if have is None else np.searchsorted(have, wanted), axis=axis)
-    return array
+def _cut(subnet: Subnet, layout: ChannelLayout | None, held: Masks | None) -> Tensors:
+    return subnet.tensors if layout is None else narrow(subnet, layout, held).tensors
 
 
 def _norm(arrays: Iterable[Array]) -> float:
