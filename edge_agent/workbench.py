@@ -173,8 +173,8 @@ class Workbench:
         settled = await asyncio.to_thread(settle, job.out)
         # From here to the end nothing is awaited: what is on the disk is always told.
         self._store.commit(job.out, Key.of(task), answer, outcome.examples, settled)
-        again = task.initial if task.action == "train" else None  # every task of the run starts from it
-        self._store.keep_downloads(*([again.digest] if again else []))
+        again = (task.initial, task.template) if task.action == "train" else ()  # the same in every task of the run
+        self._store.keep_downloads(*(blob.digest for blob in again if blob is not None))
         self._tell(Done(Key.of(task), answer))
 
     async def _answer(self, job: Job, outcome: Outcome) -> Offer | Report:

@@ -117,6 +117,28 @@ async def test_it_is_fetched_once_and_kept_for_the_run_also_over_a_restart(
     assert kept(config) == [], "the run is over for this device"
 
 
+async def test_a_template_that_comes_with_every_task_is_fetched_once(
+    config: AgentConfig, coordinator: ScriptedCoordinator
+) -> None:
+    """Where channels are chosen by measured latency."""
+    work = Work()
+    blob = await coordinator.publish(INITIAL)
+    async with running(config, coordinator, work):
+        await ask(coordinator, 1, None, template=blob)
+        await answer(coordinator)
+        assert kept(config) == [blob.digest]
+        coordinator.broker.retained = {
+            topic: payload for topic, payload in coordinator.broker.retained.items() if blob.digest not in topic
+        }
+        await ask(coordinator, 2, None, template=blob)
+        await answer(coordinator)
+        assert [job.template is not None and job.template.read_bytes() for job in work.jobs] == [INITIAL] * 2
+        await ask(coordinator, 3, None)
+        await answer(coordinator)
+    assert not coordinator.all(Want)
+    assert kept(config) == []
+
+
 async def test_a_restart_in_the_download_fetches_only_what_is_missing(
     config: AgentConfig, coordinator: ScriptedCoordinator
 ) -> None:
