@@ -1,7 +1,7 @@
 """The history of a run: one JSON line per closed round, and one for the personalization. Append-only, never twice.
 
 {"event": "round", "round", "attempts", "cohort": [device], "accepted": [{"device", "examples", "weight", "bytes",
- "kept", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...], "wall_s", "bytes_down",
+ "encoding", "kept", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...], "wall_s", "bytes_down",
  "bytes_up", "payload_bytes", "digest"}
 {"event": "personalized", "round", "devices": [{"device", "examples", "metrics"}], "absent": [device], "evaluation",
  "rejected": [...], "failed": [...], "wall_s", "digest"}
@@ -10,8 +10,11 @@ kept           share of the channels that the update held, 1 for a dense one
 evaluation     {"accuracy": spread, "accuracy_global": spread} over the devices of `accepted`, or `devices`, that tell
                these metrics and their test examples; a spread is a shared.evaluation.Spread
 absent         devices that could train at some time of the run, and neither reported nor failed in the end
-payload_bytes  size of what the cohort was sent; bytes_down: that times the devices asked, and what was sent again
-digest         SHA-256 of the payload that the round ended with
+encoding       of the update (shared.encoding.Encoding); bytes: its size
+bytes_up       of the packets in which chunks of updates came; bytes_down: of those in which every device that was given
+               a download of the round gets it, and of what was sent again (shared.link.packet_size)
+payload_bytes  size of the largest download that a device of the round was given
+digest         SHA-256 of the global payload that the round ended with
 """
 
 import json

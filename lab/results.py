@@ -8,7 +8,8 @@ results.jsonl, per round, per device and once at the end; the accuracies as shar
 
 accuracy    of the devices' own models: in a round before its training, at the end after personalization
 parameters  share of the dense model's that the devices keep, their mean
-bytes       payloads that the devices were sent and sent; those of the personalization are not in it
+bytes       of the packets in which devices were sent their downloads, and sent their updates, as a broker counts them
+            (shared.link.packet_size); those of the personalization are not in it
 
 costs.jsonl
 {"label", "seed", "round", "wall_s", "training_cpu_s", "system_cpu_s"}

@@ -48,7 +48,7 @@ class DeviceSummary:
 @dataclass(frozen=True)
 class RoundPoint:
     """One closed round: accuracies of the devices' own models before training and their spread over the fleet, the
-    share of the channels that their updates held, and what it moved, in bytes."""
+    share of the channels that their updates held, and the bytes of the packets in which it moved payloads."""
 
     number: int
     evaluation: Mapping[str, Spread]
