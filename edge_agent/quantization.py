@@ -14,7 +14,8 @@ from shared.tensors import Array
 
 CALIBRATION_EXAMPLES = 128
 """Examples from which the ranges of the activations are taken; more move them little."""
-BATCH = 32
+BATCH = 8
+"""Examples that are run at once: calibration keeps every activation of a batch in memory."""
 
 _VARIANTS: Mapping[str, tuple[QuantType, bool]] = {
     "x86-64-avx2": (QuantType.QUInt8, True),
