@@ -24,8 +24,6 @@ TENSOR_ENCODINGS: Mapping[Encoding, frozenset[Encoding]] = {
 """Encoding of a payload -> how a tensor in it may be coded, where it is."""
 PAYS = 0.95
 """Compressed is what then has less than this share of its bytes."""
-WINDOW = 1 << 23
-"""Bytes of history that decompression may ask for: what RFC 8878 has every decoder support."""
 
 
 def encode_tensors(tensors: Tensors, encoding: Encoding) -> tuple[tuple[TensorSpec, ...], Iterable[memoryview], bool]:
@@ -111,14 +109,14 @@ def compress(parts: Iterable[memoryview], size: int) -> bytes | None:
 def decompress(data: memoryview, size: int) -> bytes:
     """The `size` bytes that one zstd frame holds; MalformedPayload for any other size, and for what is no frame.
 
-    Nothing is decompressed, nor memory taken, before the frame itself has promised that size.
+    Nothing is decompressed, nor memory taken, before the frame itself has promised that size; and no more than that is
+    taken, whatever window the frame asks for, as all of it is decompressed at once.
     """
     try:
         promised = zstandard.frame_content_size(data)
         if promised != size:
             raise MalformedPayload(f"the header describes {size} bytes, the zstd frame holds {promised}")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW)
-        return decompressor.decompress(data, max_output_size=size, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise MalformedPayload(f"not a zstd frame of {size} bytes: {str(error)[:100]}") from None
 
