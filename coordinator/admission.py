@@ -1,6 +1,6 @@
 """Is this update acceptable? Asked of every update before anything is made of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +56,11 @@ class Admission:
 
     @contextmanager
     def examine(
-        self, path: Path, number: int, start: Mapping[str, float], examples: int = 0
+        self, path: Path, number: int, start: Callable[[int], Mapping[str, float]], examples: int = 0
     ) -> Iterator[tuple[Update, PayloadHeader]]:
         """The update in this file, for round `number`; its arrays end with the context.
 
-        start     the largest absolute value of each float tensor that the round started from: what a difference adds to
+        start     round -> the largest absolute value of each float tensor that it started from: differences add to it
         examples  how many the device said that it has; 0: it did not say
         RefusedUpdate says what is wrong with it, whatever the file contains.
         """
@@ -69,7 +69,7 @@ class Admission:
                 header, subnet = payload.header, payload.subnet
                 self._check_header(header, number, examples)
                 self._check_tensors(subnet.tensors, subnet.held)
-                self._check_values(subnet.tensors, header.weight, start if header.delta else {})
+                self._check_values(subnet.tensors, header.weight, start(number) if header.delta else {})
                 yield Update(subnet, header.weight), header
         except MalformedPayload as error:
             raise RefusedUpdate(error.code, str(error)) from error

@@ -92,6 +92,7 @@ class Conductor:
         self._engine.restore(snapshot, answered, self._clock())
         await self._payloads.turn(number)
         if snapshot.phase is Phase.PERSONALIZING or snapshot.attempt:
+            self._payloads.recut()
             self._chronicle.begin(self._payloads.largest)
             self._chronicle.resumed(snapshot.asked, entries)
             await self._publish()

@@ -60,7 +60,7 @@ class Ledger:
         entries = {}
         for device, path in self._directory.accepted(number).items():
             try:
-                with self._admission.examine(path, number, self._largest(number)) as (update, header):
+                with self._admission.examine(path, number, self._largest) as (update, header):
                     entries[device] = self._entry(device, path, header, kept(update.subnet.held))
             except RefusedUpdate as error:
                 raise _damaged(path, error) from error
@@ -72,7 +72,7 @@ class Ledger:
         RefusedUpdate says why it is not taken: then nothing of it stays.
         """
         try:
-            with self._admission.examine(path, number, self._largest(number), examples) as (update, header):
+            with self._admission.examine(path, number, self._largest, examples) as (update, header):
                 path = self._directory.accept(number, device, path)
                 self.downloads.remember(device, number, update.subnet.held)
                 return self._entry(device, path, header, kept(update.subnet.held))

@@ -25,9 +25,8 @@ def line(event: dict[str, Any]) -> str | None:
             return f"{event['device']} ({event['profile'] or 'unknown profile'}): {state}"
         case "opened":
             again = f", attempt {event['attempt']}" if event["attempt"] > 1 else ""
-            return (
-                f"round {event['round']}{again}: {len(event['cohort'])} devices, {_size(event['payload_bytes'])} each"
-            )
+            size = _size(event["payload_bytes"])
+            return f"round {event['round']}{again}: {len(event['cohort'])} devices, at most {size} each"
         case "rejected":
             return f"refused from {event['device']}: {event['code']}, {event['reason']}"
         case "failed":

@@ -191,3 +191,37 @@ async def test_withdrawing_leaves_nothing(tmp_path: Path) -> None:
         board.withdraw()
         await board.settled()
     assert broker.retained == {}
+
+
+async def test_a_payload_that_is_not_wanted_any_more_while_it_is_published_is_cleared_away(tmp_path: Path) -> None:
+    """And until then a checkpoint would name it."""
+    broker, named = MemoryBroker(), []
+    old, new = blob_file(tmp_path, "old"), blob_file(tmp_path, "new")
+    async with board_on(broker) as board:
+        publish = broker.publish
+
+        def overtaking(topic: str, payload: bytes, *, retain: bool) -> None:
+            publish(topic, payload, retain=retain)
+            if topic == TOPICS.chunk(old[0].digest, 0, 3) and payload:
+                board.payloads(dict([new]))
+                named.append(board.published())
+
+        broker.publish = overtaking  # type: ignore[method-assign]
+        board.payloads(dict([old]))
+        await board.settled()
+        assert board.published() == {new[0]}
+    assert named == [{old[0], new[0]}]
+    assert (chunks(broker, old[0]), chunks(broker, new[0])) == (0, new[0].chunks)
+
+
+async def test_withdrawing_takes_back_what_an_earlier_start_asked(tmp_path: Path) -> None:
+    broker = MemoryBroker()
+    blob, path = blob_file(tmp_path, "one")
+    async with board_on(broker) as board:
+        board.payloads({blob: path})
+        board.order("a", order(blob))
+        await board.settled()
+    async with board_on(broker, published=(blob,)) as board:
+        board.withdraw(["a", "b"])
+        await board.settled()
+    assert broker.retained == {}
