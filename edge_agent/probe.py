@@ -10,15 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from shared.children import die_with
 from shared.errors import OutOfMemory
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Shares of each layer's channels that are tried, the largest first."""
 RESERVE = 0.1
-"""Share of the budget that a rehearsal leaves: its few steps, on one thread, are not all that the job will allocate."""
+"""Share of the budget that a rehearsal leaves: its few steps are not all that the job will allocate."""
 _NO_MEMORY = ("can't allocate memory", "could not create a primitive", "bad_alloc")
 """How torch's allocator says that an allocation failed, how oneDNN does, and how C++ does."""
 _TOO_LARGE = 1
@@ -33,7 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def starting_width(rehearse: Callable[[float], object], most: float, budget_mib: int) -> float:
     """The largest of WIDTHS, at most `most`, with which this process stays within its memory limit.
 
-    rehearse    does what the job will do at a width. It runs in forks of this process, so whatever it changes is lost
+    rehearse    does what the job will do at a width, with as many threads. It runs in forks of this process: whatever
+                it changes is lost, and threads that computed here before are not there, which OpenMP would wait for
     budget_mib  what the limit allows the job
     Without a limit nothing is rehearsed. OutOfMemory if no width fits.
     """
@@ -59,7 +58,6 @@ def _fits(rehearse: Callable[[float], object], width: float, reserve: int) -> bo
         status = 0
         try:
             die_with(parent)
-            torch.set_num_threads(1)  # the other threads did not come along
             _lower_limit(reserve)
             rehearse(width)
         except BaseException as error:

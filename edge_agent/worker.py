@@ -75,7 +75,7 @@ def run_job(job: Job, read: Read = load) -> Outcome:
     Raises ConfigError (plan), ModelError, DataError, MalformedPayload (a download is not what the plan needs),
     StateError (memory), TrainingError, OutOfTime, OutOfMemory.
     """
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(1)  # a fork that rehearses could not do with more if there were others here already
     end = time.monotonic() + job.deadline_s
 
     def check_time() -> None:
@@ -94,6 +94,7 @@ def run_job(job: Job, read: Read = load) -> Outcome:
 
 def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, check_time: Callable[[], None]) -> Outcome:
     """The round itself, on a device that starts with these channels if it remembers none; None: all."""
+    torch.set_num_threads(job.threads)
     torch.manual_seed(_seed(job))  # dropout draws from the global generator
     template, shape = job.template, tuple(work.example.shape[1:])
     round_ = open_round(
