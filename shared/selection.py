@@ -28,7 +28,7 @@ FLOOR = 0.125
 CLOSE = 0.95
 """Share of its goal from which on a cost is close enough."""
 SEARCHES = 32
-"""After so many bisections the closest choice so far is taken."""
+"""Bisections after which no further ones are planned: the closest choice so far is taken."""
 
 
 # --- costs ----------------------------------------------------------------------------------------------------------
@@ -60,7 +60,10 @@ def mac_cost(model: nn.Module, layout: ChannelLayout, example: Tensor) -> Cost:
 
 
 def scores(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks | None = None) -> Importance:
-    """How important each unit is: its magnitude over the mean of its group's held units. Units not held get 0."""
+    """How important each unit is: its magnitude over the mean of its group's held units. Units not held get 0.
+
+    A function of the tensors alone: devices that hold the same channels of the same tensors rank them alike.
+    """
     held = layout.full() if held is None else held
     sizes = magnitudes(tensors, layout, held)
     return {group: size / (size[held[group]].mean() or 1.0) for group, size in sizes.items()}
@@ -147,8 +150,8 @@ def drop(
     count = needed({}, blocks)
     if not 0 < count <= len(blocks):
         return _keep(ranks, held, _sizes({}, blocks[:count]))
+    found = [_sizes({}, blocks[:count])]
     blocks = [block for block in blocks if block.tier <= blocks[count - 1].tier]
-    found = list[dict[str, int]]()
     searches = [dict[str, int]()]
     for fixed in searches:
         free = [block for block in blocks if block.group not in fixed]

@@ -284,6 +284,16 @@ def test_a_noisy_cost_is_met_as_it_was_measured(seed: int, share: float) -> None
     assert exact(held) <= 1.25 * goal
 
 
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_a_cost_that_is_nothing_but_noise_still_gives_a_choice(seed: int) -> None:
+    model, layout, _ = resolved("har1d")
+    random = np.random.default_rng(seed)
+    held = choose(state_tensors(model), layout, None, cost=lambda _: random.normal(1, 0.3), goal=0.9)
+    layout.check(held)
+    check_choice(layout.full(), held, 8)
+
+
 def test_a_cost_with_a_constant_part_that_is_above_the_goal_gives_the_smallest_network() -> None:
     model, layout, _ = resolved("har1d")
     held = choose(state_tensors(model), layout, None, cost=lambda held: 100.0, goal=99.0)
