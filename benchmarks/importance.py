@@ -43,8 +43,8 @@ from shared.channels import ChannelLayout
 from shared.model_state import state_tensors
 from shared.models import build_model
 from shared.pruning import shrink
-from shared.selection import Importance, drop, mac_cost, magnitudes, parameter_cost
-from shared.tensors import Masks, Tensors
+from shared.selection import Importance, drop, mac_cost, parameter_cost, unit_sums
+from shared.tensors import Tensors
 from shared.training import Split, evaluate, gradients, sgd
 
 KEPT = (0.5, 0.25, 0.1)
@@ -115,17 +115,17 @@ def train(model: nn.Module, split: Split, epochs: int, lr: float, seed: int) -> 
 
 
 def measures(model: nn.Module, layout: ChannelLayout, split: Split, seed: int) -> dict[str, Importance]:
-    tensors, held = state_tensors(model), layout.full()
-    l1 = magnitudes(tensors, layout, held)
-    l2 = each(magnitudes(each(tensors, np.square), layout, held), np.sqrt)
-    count = magnitudes(each(tensors, np.ones_like), layout, held)
-    change = taylor(model, layout, held, split)
+    weights = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    l1, count, squares = (
+        unit_sums(each(weights, change), layout, layout.full()) for change in (np.abs, np.ones_like, np.square)
+    )
+    change = taylor(model, layout, split)
     random = np.random.default_rng(seed)
     return {
         "even": each(l1, lambda one: np.argsort(np.argsort(one)) / one.size),
         "parameter": {group: l1[group] / count[group] for group in l1},
         "L1": each(l1, over_mean),
-        "L2": each(l2, over_mean),
+        "L2": each(squares, lambda one: over_mean(np.sqrt(one))),
         "gamma": each({**l1, **gammas(model, layout)}, over_mean),
         "taylor": change,
         "taylor/mean": each(change, over_mean),
@@ -148,16 +148,15 @@ def gammas(model: nn.Module, layout: ChannelLayout) -> dict[str, npt.NDArray[np.
         for path, layer in model.named_modules()
         if isinstance(layer, _BatchNorm)
     }
-    return {group: one for group, one in magnitudes(weights, layout, layout.full()).items() if one.any()}
+    return {group: one for group, one in unit_sums(weights, layout, layout.full()).items() if one.any()}
 
 
-def taylor(model: nn.Module, layout: ChannelLayout, held: Masks, split: Split) -> Importance:
+def taylor(model: nn.Module, layout: ChannelLayout, split: Split) -> Importance:
     named = dict(model.named_parameters())
     model.eval()
     slopes = gradients(model, list(named.values()), split.inputs[:512], split.labels[:512])
     changes = {name: (one.detach() * slope).numpy() for (name, one), slope in zip(named.items(), slopes, strict=True)}
-    up, down = (magnitudes(each(changes, sign), layout, held) for sign in (lambda x: x.clip(0), lambda x: (-x).clip(0)))
-    return {group: np.abs(up[group] - down[group]) for group in up}
+    return each(unit_sums(changes, layout, layout.full()), np.abs)
 
 
 # --- the comparison -------------------------------------------------------------------------------------------------

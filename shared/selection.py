@@ -60,26 +60,27 @@ def mac_cost(model: nn.Module, layout: ChannelLayout, example: Tensor) -> Cost:
 
 
 def scores(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks | None = None) -> Importance:
-    """How important each unit is: its magnitude over the mean of its group's held units. Units not held get 0.
+    """How important each unit is: the L2 norm of all held parameters that would go with it, over the mean norm of its
+    group's held units. Units that are not held get 0.
 
     A function of the tensors alone: devices that hold the same channels of the same tensors rank them alike.
     """
     held = layout.full() if held is None else held
-    sizes = magnitudes(tensors, layout, held)
-    return {group: size / (size[held[group]].mean() or 1.0) for group, size in sizes.items()}
+    squares = unit_sums(
+        {name: np.square(tensors[name], dtype=np.float64) for name in parameter_shapes(tensors)}, layout, held
+    )
+    norms = {group: np.sqrt(one) for group, one in squares.items()}
+    return {group: one / (one[held[group]].mean() or 1.0) for group, one in norms.items()}
 
 
-def magnitudes(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks) -> Importance:
-    """Per unit the L1 norm of all held parameters that would go with it. Units that are not held get 0."""
+def unit_sums(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks) -> Importance:
+    """Per unit the sum of all held numbers of these dense tensors that would go with it; 0 for units not held."""
     total = np.zeros(sum(layout.groups.values()) + 1)  # FIXED adds to the last one
-    for name in parameter_shapes(tensors):
-        if name in layout.axes:
-            sizes = np.abs(take({name: tensors[name]}, layout, held)[name])
-            for axis, (units, kept) in enumerate(zip(layout.axes[name], layout.index(name, held), strict=True)):
-                if units is not None:
-                    others = tuple(other for other in range(sizes.ndim) if other != axis)
-                    sums = sizes.sum(axis=others, dtype=np.float64)  # of the whole tensor no wider copy is made
-                    np.add.at(total, units if kept is None else units[kept], sums)
+    for name, array in take(tensors, layout, held).items():
+        for axis, (units, kept) in enumerate(zip(layout.axes.get(name, ()), layout.index(name, held), strict=True)):
+            if units is not None:
+                others = tuple(other for other in range(array.ndim) if other != axis)
+                np.add.at(total, units if kept is None else units[kept], array.sum(axis=others, dtype=np.float64))
     ends = np.cumsum(list(layout.groups.values()))
     return dict(zip(layout.groups, np.split(total[:FIXED], ends[:-1]), strict=True)) if layout.groups else {}
 
@@ -133,24 +134,32 @@ def drop(
     """
     ranks = _ranks(importance, held)
     blocks = _blocks(importance, ranks, held, multiple, floor)
+    whole = {group: int(mask.sum()) for group, mask in held.items()}
     known: dict[tuple[int, ...], float] = {}
 
-    def price(sizes: Mapping[str, int]) -> float:
-        key = tuple(sizes.get(group, -1) for group in layout.groups)
+    def sizes(fixed: Mapping[str, int], gone: Sequence[_Block]) -> dict[str, int]:
+        """Channels left of each group."""
+        left = {**whole, **fixed}
+        for block in gone:
+            left[block.group] = min(block.left, left[block.group])
+        return left
+
+    def price(left: Mapping[str, int]) -> float:
+        key = tuple(left.values())
         if key not in known:
-            known[key] = cost(_keep(ranks, held, sizes))
+            known[key] = cost(_keep(ranks, held, left))
         return known[key]
 
     def needed(fixed: Mapping[str, int], free: Sequence[_Block]) -> int:
         """How many of the blocks must go besides; one more than there are if all of them are not enough."""
         return bisect.bisect_left(
-            range(len(free) + 1), True, key=lambda count: price(_sizes(fixed, free[:count])) <= goal
+            range(len(free) + 1), True, key=lambda count: price(sizes(fixed, free[:count])) <= goal
         )
 
     count = needed({}, blocks)
     if not 0 < count <= len(blocks):
-        return _keep(ranks, held, _sizes({}, blocks[:count]))
-    found = [_sizes({}, blocks[:count])]
+        return _keep(ranks, held, sizes({}, blocks[:count]))
+    found = [sizes({}, blocks[:count])]
     blocks = [block for block in blocks if block.tier <= blocks[count - 1].tier]
     searches = [dict[str, int]()]
     for fixed in searches:
@@ -158,12 +167,12 @@ def drop(
         count = needed(fixed, free)
         if count > len(free):
             continue
-        found.append(_sizes(fixed, free[:count]))
+        found.append(sizes(fixed, free[:count]))
         if price(found[-1]) >= CLOSE * goal:
             break
         if count > 0 and len(searches) < SEARCHES:
             last = free[count - 1]
-            ladder = [int(held[last.group].sum()), *(block.left for block in blocks if block.group == last.group)]
+            ladder = [whole[last.group], *(block.left for block in blocks if block.group == last.group)]
             at = ladder.index(last.left)
             near = [ladder[place] for place in (at - 1, at, at + 1, at - 2) if 0 <= place < len(ladder)]
             searches += [{**fixed, last.group: left} for left in near]
@@ -197,14 +206,6 @@ def _blocks(
     return sorted(blocks, key=lambda block: (block.tier, block.importance))
 
 
-def _sizes(fixed: Mapping[str, int], gone: Sequence[_Block]) -> dict[str, int]:
-    """Channels left of each group that loses some, or is fixed."""
-    sizes = dict(fixed)
-    for block in gone:
-        sizes[block.group] = min(block.left, sizes.get(block.group, block.left))
-    return sizes
-
-
 def _ranks(importance: Importance, held: Masks) -> dict[str, npt.NDArray[np.int64]]:
     """Group -> the place of each unit when the held ones are sorted from the most important one down."""
     worth = {group: np.where(mask, importance[group], -np.inf) for group, mask in held.items()}
@@ -212,5 +213,5 @@ def _ranks(importance: Importance, held: Masks) -> dict[str, npt.NDArray[np.int6
 
 
 def _keep(ranks: Mapping[str, Array], held: Masks, sizes: Mapping[str, int]) -> Masks:
-    """The most important channels of what is held: as many as `sizes` says, all of a group that it lacks."""
-    return {group: mask & (ranks[group] < sizes.get(group, mask.size)) for group, mask in held.items()}
+    """The most important channels of what is held, as many of each group as `sizes` says."""
+    return {group: mask & (ranks[group] < sizes[group]) for group, mask in held.items()}

@@ -16,7 +16,7 @@ from shared.channels import ChannelLayout
 from shared.errors import MalformedPayload
 from shared.model_state import state_tensors
 from shared.pruning import macs, shrink
-from shared.selection import CLOSE, FLOOR, Cost, choose, drop, mac_cost, magnitudes, parameter_cost, scores, start
+from shared.selection import CLOSE, FLOOR, Cost, choose, drop, mac_cost, parameter_cost, scores, start, unit_sums
 from shared.tensors import Masks
 
 OURS = ["lenet-small", "lenet5", "digitscnn", "har1d", "resnet18", "mobilenet_v2"]
@@ -85,7 +85,7 @@ def test_macs_of_a_layer_that_is_used_twice_and_of_series_count_every_use() -> N
 # --- importance -----------------------------------------------------------------------------------------------------
 
 
-def test_magnitudes_are_the_l1_norm_of_all_that_goes_with_a_channel() -> None:
+def test_scores_are_the_l2_norm_of_all_that_goes_with_a_channel_over_the_mean_of_its_group() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 1))
     layout = channel_layout(model, torch.zeros(2, 2))
     tensors = {
@@ -99,9 +99,8 @@ def test_magnitudes_are_the_l1_norm_of_all_that_goes_with_a_channel() -> None:
         "3.bias": [1000],
     }
     arrays = {name: np.array(values, dtype=np.float32) for name, values in tensors.items()}
-    weak, strong = 1 + 2 + 3 + 0.5 + 0.25 + 4, 10 + 20 + 30 + 5 + 40
-    assert magnitudes(arrays, layout, layout.full())["0"].tolist() == [weak, strong]
-    assert magnitudes(arrays, layout, {"0": np.array([True, False])})["0"].tolist() == [weak, 0]
+    weak = math.sqrt(1 + 4 + 9 + 0.25 + 0.0625 + 16)
+    strong = math.sqrt(100 + 400 + 900 + 25 + 1600)
     mean = (weak + strong) / 2
     np.testing.assert_allclose(scores(arrays, layout)["0"], [weak / mean, strong / mean])
     assert scores(arrays, layout, {"0": np.array([True, False])})["0"].tolist() == [1, 0]
@@ -114,7 +113,10 @@ def test_a_consumer_counts_only_over_the_channels_that_are_held() -> None:
     layout = channel_layout(model, torch.zeros(2, 1))
     arrays = {"0.weight": np.ones((2, 1)), "1.weight": np.array([[1.0, 100], [2, 100]]), "2.weight": np.ones((1, 2))}
     held = {"0": np.array([True, False]), "1": np.array([True, True])}
-    assert magnitudes(arrays, layout, held)["1"].tolist() == [2, 3]
+    assert unit_sums(arrays, layout, held)["1"].tolist() == [2, 3]
+    assert unit_sums(arrays, layout, held)["0"].tolist() == [1 + 1 + 2, 0]
+    ratio = math.sqrt(2) / math.sqrt(5)
+    np.testing.assert_allclose(scores(arrays, layout, held)["1"], [2 * ratio / (1 + ratio), 2 / (1 + ratio)])
 
 
 def test_layers_of_other_scales_are_compared_fairly() -> None:
