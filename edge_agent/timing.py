@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.latency import measure
-from shared.algorithms.device import Setup
+from edge_agent.plan import Work
 from shared.errors import ExportError, TrainingError
 from shared.model_state import state_views
 from shared.onnx_file import INPUT, OUTPUT, fill
@@ -17,17 +17,19 @@ from shared.tensors import Masks
 
 
 def stopwatch(
-    template: Path, setup: Setup, shape: tuple[int, ...], profile: Profile, check_time: Callable[[], None]
-) -> Callable[[Masks], float]:
-    """Measures the median milliseconds of one example in ONNX Runtime, as the profile wants it to infer.
+    template: Path, work: Work, profile: Profile, check_time: Callable[[], None]
+) -> Callable[[Masks], float] | None:
+    """Measures the median milliseconds of one example in ONNX Runtime, as the profile wants it to infer. None where the
+    plan's algorithm does not prune.
 
     template    dense, as it came off the wire
-    shape       of one example
     check_time  called before each measurement
     The function takes half a second and more. It raises TrainingError where the template cannot be run.
     """
-    assert setup.layout is not None
-    layout, tensors, example = setup.layout, state_views(setup.model), np.zeros((1, *shape), np.float32)
+    layout, tensors = work.setup.layout, state_views(work.setup.model)
+    example = np.zeros((1, *work.example.shape[1:]), np.float32)
+    if layout is None:
+        return None
 
     def latency_ms(held: Masks) -> float:
         check_time()

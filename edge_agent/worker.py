@@ -96,7 +96,6 @@ def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, chec
     """The round itself, on a device that starts with these channels if it remembers none; None: all."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(_seed(job))  # dropout draws from the global generator
-    template, shape = job.template, tuple(work.example.shape[1:])
     round_ = open_round(
         work.setup,
         received,
@@ -109,7 +108,7 @@ def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, chec
         generator=torch.Generator().manual_seed(_seed(job)),
         check_time=check_time,
         start_with=start,
-        latency=stopwatch(template, work.setup, shape, job.profile, check_time) if template else None,
+        latency=None if job.template is None else stopwatch(job.template, work, job.profile, check_time),
     )
     return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
 

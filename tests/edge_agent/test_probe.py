@@ -135,7 +135,7 @@ def test_it_starts_with_the_strongest_of_what_was_received() -> None:
 def make_job(
     folder: Path, name: str, *, width: int, memory: Path | None = None, number: int = 1, **training: Any
 ) -> Job:
-    options = {"width": width}
+    options: dict[str, Any] = {"width": width}
     model = build_model("digitscnn", options, seed=0)
     payload = encode_payload(Subnet(state_tensors(model)), run="run", round=number)
     out = folder / f"{name}-{number}"

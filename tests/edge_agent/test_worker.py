@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from coordinator.template import dense_template
 from edge_agent.data import DeviceData, load
 from edge_agent.job import MEMORY, OUTCOME, PERSONAL, REFERENCE, UPDATE, Job, Outcome
 from edge_agent.plan import Read
@@ -20,12 +21,13 @@ from shared.algorithms import algorithm
 from shared.channel_trace import channel_layout
 from shared.codec import decode_payload, encode_payload
 from shared.config import DataSettings, PartitionSettings
-from shared.errors import ConfigError, DataError, MalformedPayload, ModelError, OutOfTime, StateError
+from shared.encoding import Encoding
+from shared.errors import ConfigError, DataError, MalformedPayload, ModelError, OutOfTime, StateError, TrainingError
 from shared.messages import Blob, Plan, Task
 from shared.model_state import load_tensors, state_tensors
 from shared.models import build_model, example_input
 from shared.profiles import Profile
-from shared.pruning import shrink
+from shared.pruning import narrow, shrink
 from shared.tensors import Subnet, Tensors
 from shared.training import Evaluation, Split, evaluate
 
@@ -41,7 +43,7 @@ def initial(names: Callable[[str], bool] = lambda name: True) -> Tensors:
 
 def payload(path: Path) -> Any:
     data = path.read_bytes()
-    return decode_payload(data, limit=len(data))
+    return decode_payload(data, limit=2**24)
 
 
 def examples(part: Any) -> Split:
@@ -70,6 +72,8 @@ class MakeJob:
         trust: tuple[str, ...] = (),
         deadline_s: float = 60.0,
         batch_size: int = 32,
+        link: str = "ethernet",
+        template: Path | None = None,
         **hyperparameters: Any,
     ) -> Job:
         self.made += 1
@@ -100,8 +104,16 @@ class MakeJob:
             memory=memory,
             out=out,
             data=data,
+            template=template,
             profile=Profile.model_validate(
-                {"id": "test", "title": "", "cores": 1, "memory_mib": 1024, "training": {"batch_size": batch_size}}
+                {
+                    "id": "test",
+                    "title": "",
+                    "cores": 1,
+                    "memory_mib": 1024,
+                    "training": {"batch_size": batch_size},
+                    "link": {"kind": link},
+                }
             ),
             threads=1,
             trust=trust,
@@ -326,6 +338,95 @@ def test_memory_of_another_run_or_model_is_refused(make_job: MakeJob) -> None:
     )
     with pytest.raises(StateError, match="does not fit"):
         run_job(make_job("hermes", memory=first.out / MEMORY))
+
+
+# --- encodings -------------------------------------------------------------------------------------------------------
+
+
+def test_the_link_and_the_plan_decide_on_the_encoding(make_job: MakeJob) -> None:
+    """Lossy ones carry differences, which with what was received make the model that was trained."""
+    exact = make_job()
+    run_job(exact)
+    trained = payload(exact.out / UPDATE).subnet.tensors
+    sizes = {}
+    for link, allowed, expected in (
+        ("ethernet", ("float32", "int8"), "float32"),
+        ("wifi", ("float32", "float16", "int8"), "float16"),
+        ("lte", ("float32", "float16", "int8"), "int8"),
+        ("nb-iot", ("topk", "int8"), "topk"),
+        ("nb-iot", ("float32",), "float32"),
+        ("ethernet", ("int8",), "int8"),
+    ):
+        job = make_job(plan={"encodings": allowed}, link=link)
+        outcome = run_job(job)
+        update = payload(job.out / UPDATE)
+        assert outcome.encoding == update.header.encoding == expected
+        assert update.header.delta == (expected != "float32")
+        assert ("encoding_loss" in outcome.metrics) == update.header.delta
+        start = initial() if update.header.delta else {}
+        for name, array in update.subnet.tensors.items():
+            change = trained[name] - initial()[name]
+            close = np.abs(array + start.get(name, 0) * (array.dtype.kind == "f") - trained[name]).max()
+            assert close <= {"topk": 1.0, "float32": 0.0}.get(expected, 0.01) * max(np.abs(change).max(), 1e-4), name
+        sizes[expected] = (job.out / UPDATE).stat().st_size
+    assert sizes["topk"] < sizes["int8"] < sizes["float16"] < sizes["float32"]
+    assert sizes["topk"] < 0.15 * sizes["float32"]
+
+
+def test_what_an_encoding_lost_is_in_the_next_update(make_job: MakeJob) -> None:
+    """Also of a device that prunes in between; and a round that is done again gives the same bytes."""
+    plan = {"encodings": ("topk",)}
+    settings: dict[str, Any] = {"accuracy_threshold": 0.0, "pruning_amount": 0.3, "multiple": 2}
+    first = make_job("hermes", plan=plan, link="nb-iot", **settings)
+    run_job(first)
+    memory, sent = payload(first.out / MEMORY).subnet.tensors, payload(first.out / UPDATE).subnet
+    residual = {name.partition("/")[2]: array for name, array in memory.items() if name.startswith("residual/")}
+    assert {array.shape == sent.tensors[name].shape for name, array in residual.items()} == {True}
+    again = [
+        make_job("hermes", plan=plan, link="nb-iot", number=2, memory=first.out / MEMORY, epochs=0, **settings)
+        for _ in range(2)
+    ]
+    for job in again:
+        run_job(job)
+    assert (again[0].out / UPDATE).read_bytes() == (again[1].out / UPDATE).read_bytes()
+    assert (again[0].out / MEMORY).read_bytes() == (again[1].out / MEMORY).read_bytes()
+    update, left = payload(again[0].out / UPDATE).subnet, payload(again[0].out / MEMORY).subnet.tensors
+    fewer = narrow(Subnet(residual, sent.held), LAYOUT, update.held).tensors
+    assert fewer["0.weight"].shape != residual["0.weight"].shape
+    for name, array in fewer.items():  # nothing was trained: all that is sent, or still left, was left before
+        rest = left.get(f"residual/{name}", 0)
+        np.testing.assert_allclose(update.tensors[name] + rest, array, atol=1e-6)
+
+
+def test_without_a_loss_nothing_is_kept_for_later(make_job: MakeJob) -> None:
+    job = make_job("hermes")
+    run_job(job)
+    assert not payload(job.out / MEMORY).subnet.tensors, "what is held is sent anew"
+
+
+def test_a_compressed_download_is_read(make_job: MakeJob) -> None:
+    job = make_job()
+    job.payload.write_bytes(encode_payload(Subnet(initial()), encoding=Encoding.INT8, run="run", round=1))
+    size = job.payload.stat().st_size
+    blob = job.task.payload.model_copy(update={"size": size})
+    run_job(job.model_copy(update={"task": job.task.model_copy(update={"payload": blob})}))
+    assert not payload(job.out / UPDATE).header.delta
+
+
+def test_milliseconds_are_measured_with_the_coordinators_template(make_job: MakeJob, tmp_path: Path) -> None:
+    """On this device, which takes far longer than the target, and so takes a step."""
+    path = tmp_path / "template.onnx"
+    path.write_bytes(
+        dense_template(build_model("digitscnn", OPTIONS, seed=0).eval(), example_input("digitscnn", OPTIONS), {})
+    )
+    settings: dict[str, Any] = {"target": {"latency_ms": 1e-4}, "accuracy_threshold": 0.0, "multiple": 2}
+    job = make_job("hermes", template=path, **settings)
+    metrics = run_job(job).metrics
+    assert metrics["parameters"] < metrics["parameters_dense"]
+    assert payload(job.out / MEMORY).subnet.tensors["beginning/latency_ms"][0] > 0
+    path.write_bytes(b"nonsense")
+    with pytest.raises(TrainingError, match=r"target\.latency_ms cannot be measured: not an ONNX file"):
+        run_job(make_job("hermes", template=path, **settings))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
