@@ -138,14 +138,9 @@ class RoundSettings(Settings):
     quorum: int = Field(2, ge=1, description="updates without which a round is not closed but asked again")
     min_devices: int = Field(2, ge=1, description="devices that must be ready before a round is opened")
     deadline_s: float = Field(600.0, gt=0, description="seconds after which a round closes with what has arrived")
-    personalize_deadline_s: float = Field(
-        600.0, gt=0, description="the same for the personalization after the last round"
-    )
+    personalize_deadline_s: float = Field(600.0, gt=0, description="the same for the personalization at the end")
     evaluate_every: int = Field(
-        1,
-        ge=1,
-        description="rounds from one evaluation on the devices' test splits to the next, where it costs more than it "
-        "tells; the first round and the personalization are always evaluated",
+        1, ge=1, description="rounds from one evaluation on the test splits to the next; the first and the end have one"
     )
 
     @model_validator(mode="after")
@@ -245,9 +240,7 @@ class FleetSettings(Settings):
     """The emulated fleet of `talaria-lab`."""
 
     devices: int = Field(8, ge=1, le=100_000, description="emulated devices")
-    profiles: tuple[ProfileName, ...] = Field(
-        ("container",), min_length=1, description="firmware profiles, dealt out in turn"
-    )
+    profiles: tuple[ProfileName, ...] = Field(("container",), min_length=1, description="profiles, dealt out in turn")
 
 
 class RunConfig(Settings):
