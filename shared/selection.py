@@ -66,10 +66,11 @@ def scores(tensors: Mapping[str, Array], layout: ChannelLayout, held: Masks | No
     A function of the tensors alone: devices that hold the same channels of the same tensors rank them alike.
     """
     held = layout.full() if held is None else held
-    squares = unit_sums(
-        {name: np.square(tensors[name], dtype=np.float64) for name in parameter_shapes(tensors)}, layout, held
-    )
-    norms = {group: np.sqrt(one) for group, one in squares.items()}
+    squares = {group: np.zeros(units) for group, units in layout.groups.items()}
+    for name in parameter_shapes(tensors):  # one at a time: in float64, all are twice what a small device has room for
+        sums = unit_sums({name: np.square(tensors[name], dtype=np.float64)}, layout, held)
+        squares = {group: square + sums[group] for group, square in squares.items()}
+    norms = {group: np.sqrt(square) for group, square in squares.items()}
     return {group: one / (one[held[group]].mean() or 1.0) for group, one in norms.items()}
 
 
@@ -95,13 +96,23 @@ def choose(
     *,
     cost: Cost,
     goal: float,
+    then: float | None = None,
     multiple: int = 8,
     floor: float = FLOOR,
 ) -> Masks:
-    """`drop` by the `scores` of the dense model's state. held: what is held now; None: everything."""
+    """`drop` by the `scores` of the dense model's state.
+
+    held  what is held now; None: everything
+    then  the goal of a later choice, below this one: what it would keep is kept now. Several small steps, each the best
+          one for its own goal, can end where only far too large steps are left, for masks only shrink
+    """
     held = layout.full() if held is None else held
     layout.check(held)
-    return drop(scores(tensors, layout, held), layout, held, cost=cost, goal=goal, multiple=multiple, floor=floor)
+    worth = scores(tensors, layout, held)
+    spared = None
+    if then is not None and then < goal:
+        spared = drop(worth, layout, held, cost=cost, goal=then, multiple=multiple, floor=floor)
+    return drop(worth, layout, held, cost=cost, goal=goal, spared=spared, multiple=multiple, floor=floor)
 
 
 def start(tensors: Mapping[str, Array], layout: ChannelLayout, width: float, multiple: int = 8) -> Masks:
@@ -117,6 +128,7 @@ def drop(
     *,
     cost: Cost,
     goal: float,
+    spared: Masks | None = None,
     multiple: int = 8,
     floor: float = FLOOR,
 ) -> Masks:
@@ -129,11 +141,13 @@ def drop(
 
     A group keeps at least `floor` of its units, and at least `multiple` of them unless the goal cannot be reached
     otherwise: only then groups go on to multiple / 2, and so on down. If that does not reach it either, the smallest
-    network is returned: compare its cost. Masks only shrink. Deterministic, if the cost is. The cost is asked for
+    network is returned: compare its cost. `spared` units stay in any case. Masks only shrink. Deterministic, if the cost is. The cost is asked for
     about log2(blocks) times where single blocks are small against the goal, else for some times as often.
     """
-    ranks = _ranks(importance, held)
-    blocks = _blocks(importance, ranks, held, multiple, floor)
+    spared = spared or {group: np.zeros_like(mask) for group, mask in held.items()}
+    ranks = _ranks({group: np.where(spared[group], np.inf, one) for group, one in importance.items()}, held)
+    least = {group: max(floor * mask.size, spared[group].sum()) for group, mask in held.items()}
+    blocks = _blocks(importance, ranks, held, multiple, least)
     whole = {group: int(mask.sum()) for group, mask in held.items()}
     known: dict[tuple[int, ...], float] = {}
 
@@ -190,9 +204,10 @@ class _Block:
 
 
 def _blocks(
-    importance: Importance, ranks: Mapping[str, Array], held: Masks, multiple: int, floor: float
+    importance: Importance, ranks: Mapping[str, Array], held: Masks, multiple: int, least: Mapping[str, float]
 ) -> list[_Block]:
-    """All blocks in the order in which they go; within a group, the larger sizes first."""
+    """All blocks that leave so many units of each group, in the order in which they go; within a group, the larger
+    sizes first."""
     blocks = []
     for group, mask in held.items():
         descending = importance[group][np.argsort(ranks[group])]
@@ -200,7 +215,7 @@ def _blocks(
         whole = [(0, left) for left in range((before - 1) // multiple * multiple, 0, -multiple)]
         small = [(tier, multiple >> tier) for tier in range(1, multiple.bit_length())]
         for tier, left in [*whole, *small]:
-            if floor * mask.size <= left < before:
+            if least[group] <= left < before:
                 blocks.append(_Block(group, left, tier, float(descending[left:before].mean())))
                 before = left
     return sorted(blocks, key=lambda block: (block.tier, block.importance))
