@@ -110,6 +110,7 @@ async def test_a_full_round(config: AgentConfig, coordinator: ScriptedCoordinato
         assert presence.capabilities is not None
         assert presence.capabilities.train
         assert presence.capabilities.profile == "small"
+        assert presence.capabilities.encodings == ("float32", "float16", "int8", "topk")  # as ethernet likes them
         task = await train(coordinator)
         offer = await coordinator.hears(Offer)
         assert (offer.run, offer.round, offer.blob.size) == ("run", 1, len(DATA))

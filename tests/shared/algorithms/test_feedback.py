@@ -12,7 +12,7 @@ from shared.channel_trace import channel_layout
 from shared.channels import ChannelLayout
 from shared.codec import decode_payload, encode_payload
 from shared.encoding import LIKED, Encoding
-from shared.pruning import take
+from shared.pruning import covers, narrow, take
 from shared.tensors import Masks, Subnet
 
 LAYOUT = channel_layout(nn.Sequential(nn.Linear(16, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)), torch.ones(2, 16))
@@ -145,3 +145,16 @@ def test_the_same_gives_the_same() -> None:
     one, two = (send(dense(1), dense(0), dense(2), taken=EVERYTHING, link="nb-iot") for _ in range(2))
     assert read(one).tensors["0.weight"].tobytes() == read(two).tensors["0.weight"].tobytes()
     assert one.loss == two.loss
+
+
+def test_cut_in_two_steps_is_cut_at_once() -> None:
+    whole = dense(0)
+    for wide, fewer in (("1111", "1010"), ("1110", "1010"), ("0101", "0101"), ("1101", "0001")):
+        both = narrow(cut(whole, wide), LAYOUT, mask(fewer))
+        for name, array in cut(whole, fewer).tensors.items():
+            np.testing.assert_array_equal(both.tensors[name], array)
+    assert covers(None, mask("0001"))
+    assert covers(mask("1111"), None)
+    assert not covers(mask("1110"), None)
+    assert covers(mask("1110"), mask("0110"))
+    assert not covers(mask("1110"), mask("0011"))
