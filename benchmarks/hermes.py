@@ -36,7 +36,7 @@ from shared.config import AlgorithmSettings
 from shared.evaluation import Spread
 from shared.settings import load_run_config
 
-KEEP = {"target": {"parameters": 0.25}, "pruning_amount": 0.2}
+KEEP = {"target": {"parameters": 0.25}}
 PERSONALIZE = {"finetune_epochs": 10}
 NO_EVALUATION = "rounds.evaluate_every=1000000"
 LAST = 3

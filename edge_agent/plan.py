@@ -66,10 +66,13 @@ def rehearsal(work: Work, batches: int) -> Work:
     """The same with so few examples and epochs that it is done at once, and takes the memory that the whole would."""
     setup, data = work.setup, work.data
     size = batches * setup.hp.batch_size
-    parts = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    few = {name: Examples(part.inputs[:size], part.labels[:size]) for name, part in parts.items()}
+
+    def few(part: Examples) -> Examples:
+        return Examples(part.inputs[:size], part.labels[:size])
+
+    data = replace(data, train=few(data.train), validation=few(data.validation), test=few(data.test))
     epochs = {name: min(getattr(setup.hp, name), 1) for name in ("epochs", "finetune_epochs")}
-    return replace(work, setup=replace(setup, hp=setup.hp.model_copy(update=epochs)), data=replace(data, **few))
+    return replace(work, setup=replace(setup, hp=setup.hp.model_copy(update=epochs)), data=data)
 
 
 @lru_cache(maxsize=2)  # where one process works for many devices (simulations), of which few differ in batch_size

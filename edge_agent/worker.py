@@ -132,9 +132,9 @@ def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
     setup, plan = work.setup, job.task.plan
     due = (round_.number - 1) % plan.evaluate_every == 0
-    metrics = _accuracies(work, round_, personal_model(setup, round_)) if due else {}
+    metrics = _accuracies(work, round_, personal_model(setup, round_)[0]) if due else {}
     setup.algorithm.train(round_, setup.hp)
-    metrics |= _size(work, round_, round_.model)
+    metrics |= _size(work, round_.model, round_.held)
     update = outgoing(
         setup.algorithm.upload(round_, setup.hp),
         round_.received,
@@ -165,12 +165,12 @@ def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
 
 def _personalize(job: Job, work: Work, round_: DeviceRound) -> Outcome:
     """The device's own model from the last global tensors, and what proves that an export of it is the same."""
-    model = personal_model(work.setup, round_)
-    metrics = _accuracies(work, round_, model) | _size(work, round_, model)
+    model, held = personal_model(work.setup, round_)
+    metrics = _accuracies(work, round_, model) | _size(work, model, held)
     metrics["latency_ms_eager"] = _latency_ms(model, round_.validation.inputs[:1], round_.check_time)
     _remember(job, work, round_)
     with (job.out / PERSONAL).open("wb") as file:
-        own = Subnet(state_tensors(model), round_.held)
+        own = Subnet(state_tensors(model), held)
         write_payload(file, own, run=job.task.run, round=job.task.round, metrics=metrics)
     _write_reference(job.out / REFERENCE, model, round_)
     return Outcome(
@@ -210,7 +210,7 @@ def _same(model: nn.Module, other: nn.Module) -> bool:
     return type(model) is type(other) and one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)
 
 
-def _size(work: Work, round_: DeviceRound, model: nn.Module) -> dict[str, float]:
+def _size(work: Work, model: nn.Module, held: Masks | None) -> dict[str, float]:
     """What a model takes, beside the dense one."""
     dense, layout = work.setup.model, work.setup.layout
     sizes = {
@@ -220,7 +220,7 @@ def _size(work: Work, round_: DeviceRound, model: nn.Module) -> dict[str, float]
         "macs_dense": macs(dense, work.example),
     }
     if layout is not None:
-        sizes["channels"], sizes["channels_dense"] = channels(layout, round_.held)
+        sizes["channels"], sizes["channels_dense"] = channels(layout, held)
     return {name: float(size) for name, size in sizes.items()}
 
 

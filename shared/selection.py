@@ -139,10 +139,10 @@ def drop(
     group stays as it is and others give more, or it goes and others give less, and so on, until the cost is within 5 %
     below the goal; failing that, the closest that was found is taken.
 
-    A group keeps at least `floor` of its units, and at least `multiple` of them unless the goal cannot be reached
-    otherwise: only then groups go on to multiple / 2, and so on down. If that does not reach it either, the smallest
-    network is returned: compare its cost. `spared` units stay in any case. Masks only shrink. Deterministic, if the cost is. The cost is asked for
-    about log2(blocks) times where single blocks are small against the goal, else for some times as often.
+    A group keeps at least `floor` of its units, what is `spared`, and at least `multiple` unless the goal cannot be
+    reached otherwise: only then groups go on to multiple / 2, and so on down. If that does not reach it either, the
+    smallest network is returned: compare its cost. Masks only shrink. Deterministic, if the cost is. The cost is asked
+    for about log2(blocks) times where single blocks are small against the goal, else for some times as often.
     """
     spared = spared or {group: np.zeros_like(mask) for group, mask in held.items()}
     ranks = _ranks({group: np.where(spared[group], np.inf, one) for group, one in importance.items()}, held)

@@ -169,8 +169,9 @@ class Algorithm:
     receive      device: what was received (and is remembered) becomes `round.model`; trains nothing
     train        device: one round of local work; mutates round.model, round.held and round.memory
     upload       device: what goes back, of the shared names only
-    personalize  device: the model to evaluate and to put into service: a new module with the channels `round.held`.
-                 Leaves model and memory untouched; the generator that it sees is a copy
+    personalize  device: the model to evaluate and to put into service: a new module. Leaves model and memory untouched;
+                 it gets a copy of the round, with a generator of its own, whose `held` it sets to the channels of what
+                 it returns, where they are fewer
     aggregate    coordinator: a fresh accumulator per round
     prunes       its subnets may hold only some channels, so the model's channel layout must be resolved
     """

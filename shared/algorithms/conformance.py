@@ -72,9 +72,14 @@ def changes_nothing_by_personalizing(algorithm: Algorithm, hp: Hyperparameters) 
         round_ = _round(setup, received, remembered, number=2, final=final)
         before, drawn = remember(setup, round_), round_.generator.get_state()
         state = state_tensors(round_.model)
-        own = personal_model(setup, round_)
+        own, held = personal_model(setup, round_)
         _require(own is not round_.model, "personalize must return a new module")
         _same(state_tensors(round_.model), state, "personalize changed the model in hand")
+        if setup.layout is not None:
+            dense = {name: array.shape for name, array in state_tensors(setup.model).items()}
+            shapes = {name: array.shape for name, array in state_tensors(own).items()}
+            expected = dense if held is None else setup.layout.shapes(dense, held)
+            _require(shapes == expected, "personalize returned a model of other channels than those it says")
         _same(remember(setup, round_), before, "personalize changed the memory")
         _require(torch.equal(round_.generator.get_state(), drawn), "personalize changed the generator")
 

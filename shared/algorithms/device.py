@@ -145,9 +145,11 @@ def remember(setup: Setup, round_: DeviceRound) -> Tensors:
     return {f"{group}/{name}": array for group, members in groups.items() for name, array in members.items()}
 
 
-def personal_model(setup: Setup, round_: DeviceRound) -> nn.Module:
-    """The device's own model. What is drawn for it is drawn from a copy, so that training does not depend on it."""
-    return setup.algorithm.personalize(replace(round_, generator=round_.generator.clone_state()), setup.hp)
+def personal_model(setup: Setup, round_: DeviceRound) -> tuple[nn.Module, Masks | None]:
+    """The device's own model, and its channels. What is drawn for it is drawn from a copy, so that training does not
+    depend on it."""
+    own = replace(round_, generator=round_.generator.clone_state())
+    return setup.algorithm.personalize(own, setup.hp), own.held
 
 
 def global_model(setup: Setup, round_: DeviceRound) -> nn.Module:

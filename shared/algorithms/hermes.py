@@ -12,6 +12,9 @@ MobiCom 2021. What it leaves open, we read as follows:
 - Overlapped is, as `overlap` says, what several participants of the round hold (`agreed`, `any`: the mean over those
   who hold it), or what all of them do (`all`, the literal reading; elsewhere a device keeps its own values). With
   `agreed` a device also gives up what nobody who took part in the last round holds.
+- With `agreed`, the last step of pruning is each device's own: what is averaged is pruned to `target` and
+  `personal_amount`, and after the last round every device goes on to `target` in the middle of its fine-tuning, by the
+  values that are its own by then.
 
 Deviations: the device trains the physically shrunk network, which is the same as training the masked one, only faster;
 it may start shrunk, where its memory does not suffice for more; channel counts are rounded up to what its runtime
@@ -19,15 +22,17 @@ likes; updates weigh by their examples unless `weighting` says otherwise; and af
 the device's own data make the shrunk network its own.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, Field
+from torch import nn
 
 from shared.aggregation import Accumulator, Overlap, WeightedMean
-from shared.algorithms.base import Algorithm, DeviceRound, FinetuneEpochs, Hyperparameters
+from shared.algorithms.base import Algorithm, DeviceRound, FinetuneEpochs, Hyperparameters, finetuned, local_sgd
 from shared.algorithms.base import train as train_everything
 from shared.channels import ChannelLayout
 from shared.errors import TrainingError
@@ -68,7 +73,14 @@ class HermesHyperparameters(Hyperparameters):
         "as it runs in `latency_ms`",
     )
     pruning_amount: float = Field(0.1, gt=0, le=1, description="share of the dense network removed in one step")
-    accuracy_threshold: float = Field(0.5, ge=0, le=1, description="validation accuracy that allows a step")
+    accuracy_threshold: float = Field(0.0, ge=0, le=1, description="validation accuracy that allows a step")
+    personal_amount: float = Field(
+        0.25,
+        ge=0,
+        lt=1,
+        description="share of the dense network that a device removes last, by itself, after the last round; where "
+        "`overlap` is `agreed`",
+    )
     overlap: Overlap = Field(
         Overlap.AGREED,
         description="what is averaged: coordinates held by `any` of the round's devices, or by `all`; `agreed`: by "
@@ -81,6 +93,11 @@ class HermesHyperparameters(Hyperparameters):
         examples=[8],
     )
     finetune_epochs: FinetuneEpochs = 5
+
+    @property
+    def own_step(self) -> float:
+        """Share of the dense network that is removed after the last round."""
+        return self.personal_amount if self.overlap is Overlap.AGREED else 0.0
 
 
 def receive(round_: DeviceRound, hp: HermesHyperparameters) -> None:
@@ -97,6 +114,21 @@ def train(round_: DeviceRound, hp: HermesHyperparameters) -> None:
     train_everything(round_, hp)
     if hp.overlap is Overlap.ALL:
         round_.memory[OWN] = state_tensors(round_.model, round_.received.tensors)
+
+
+def personalize(round_: DeviceRound, hp: HermesHyperparameters) -> nn.Module:
+    """Fine-tuned after the last round; a third of it before the last step of pruning, where that is the device's own,
+    the rest after it. `round_.held` becomes what the model holds."""
+    if not round_.final or not hp.own_step:
+        return finetuned(round_, hp)
+    before = hp.finetune_epochs // 3
+    round_.model = copy.deepcopy(round_.model)
+    local_sgd(round_.model, round_, hp, epochs=before)
+    amount = _amount(round_, hp)
+    if amount.cost(round_.held or _layout(round_).full()) > amount.reached:
+        _cut(round_, hp, amount, amount.target)
+    local_sgd(round_.model, round_, hp, epochs=hp.finetune_epochs - before)
+    return round_.model
 
 
 def aggregate(layout: ChannelLayout | None, hp: HermesHyperparameters) -> Accumulator:
@@ -118,26 +150,33 @@ class _Amount:
 
     target   what is kept in the end
     reached  costs up to here count as the target
-    step     what is removed at once, at most
+    whole    the cost before the first step, where it is this much now
     """
 
     cost: Cost
     target: float
     reached: float
-    step: Callable[[float], float]
+    whole: Callable[[float], float]
 
 
 def _prune(round_: DeviceRound, hp: HermesHyperparameters) -> None:
-    """One step towards the target, chosen by the values in hand, which are those that were received."""
-    layout = _layout(round_)
+    """One step towards what is averaged in the end, chosen by the values in hand: those that were received."""
     amount = _amount(round_, hp)
-    now = amount.cost(round_.held or layout.full())
-    if now <= amount.reached or evaluate(round_.model, round_.validation).accuracy < hp.accuracy_threshold:
+    now = amount.cost(round_.held or _layout(round_).full())
+    later = hp.own_step * amount.whole(now)
+    if now <= amount.reached + later or evaluate(round_.model, round_.validation).accuracy < hp.accuracy_threshold:
         return
+    _cut(round_, hp, amount, max(amount.target + later, now - hp.pruning_amount * amount.whole(now)))
+
+
+def _cut(round_: DeviceRound, hp: HermesHyperparameters, amount: _Amount, goal: float) -> None:
+    """Drop channels until the cost is down to the goal, chosen by the values in hand, with the target in view."""
+    layout = _layout(round_)
     dense = state_tensors(round_.initial)
     put(dense, Subnet(state_views(round_.model), round_.held), layout)
-    goal, multiple = max(amount.target, now - amount.step(now)), hp.multiple or round_.multiple
-    _become(round_, choose(dense, layout, round_.held, cost=amount.cost, goal=goal, multiple=multiple))
+    multiple = hp.multiple or round_.multiple
+    held = choose(dense, layout, round_.held, cost=amount.cost, goal=goal, then=amount.target, multiple=multiple)
+    _become(round_, held)
 
 
 def _amount(round_: DeviceRound, hp: HermesHyperparameters) -> _Amount:
@@ -149,13 +188,13 @@ def _amount(round_: DeviceRound, hp: HermesHyperparameters) -> _Amount:
                 "algorithm.target.latency_ms is measured, and this device was sent no ONNX template to measure: name a "
                 "share of the parameters or macs instead"
             )
-        return _Amount(round_.latency, kept, CLOSE * kept, lambda now: hp.pruning_amount * _beginning(round_, now))
+        return _Amount(round_.latency, kept, CLOSE * kept, lambda now: _beginning(round_, now))
     if unit == "macs":
         cost = mac_cost(round_.initial, layout, round_.validation.inputs[:1])
     else:
         cost = parameter_cost(state_views(round_.initial), layout)
     whole = cost(layout.full())
-    return _Amount(cost, kept * whole, kept * whole, lambda now: hp.pruning_amount * whole)
+    return _Amount(cost, kept * whole, kept * whole, lambda now: whole)
 
 
 def _beginning(round_: DeviceRound, now: float) -> float:
@@ -200,6 +239,7 @@ HERMES = Algorithm(
     hyperparameters=HermesHyperparameters,
     receive=receive,
     train=train,
+    personalize=personalize,
     aggregate=aggregate,
     prunes=True,
 )

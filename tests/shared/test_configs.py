@@ -125,6 +125,6 @@ def test_two_devices_finish_a_round_with_it(name: str, read: Callable[[DataSetti
                 upload = chosen.upload(round_, hp)
                 check_fits(setup, upload)
                 accumulator.add(Update(upload, float(len(train))))
-            own = personal_model(setup, round_)
+            own = personal_model(setup, round_)[0]
             assert all(np.isfinite(array).all() for array in state_tensors(own).values())
     assert accumulator.result(initial.tensors).tensors.keys() == setup.shared

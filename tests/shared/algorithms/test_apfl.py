@@ -49,7 +49,7 @@ def test_the_own_model_is_the_mixture(make_fleet: Callable[..., Any], quadratic:
     """.25 * 2 + .75 * 0 = .5: neither v nor w, before training as after the last round."""
     fleet = apart(make_fleet, quadratic)
     for final in (False, True):
-        mixture = personal_model(fleet.setup, fleet.open(0, final=final))
+        mixture = personal_model(fleet.setup, fleet.open(0, final=final))[0]
         assert state_tensors(mixture)["weight"] == pytest.approx(0.5)
     assert own(fleet, 0)["weight"] == 2, "the mixture does not take the place of v"
 
@@ -107,12 +107,12 @@ def test_alpha_0_is_fedavg(make_fleet: Callable[..., Any], mix: str) -> None:
     parameters = dict(model().named_parameters())
     for _ in range(2):
         for trained, plain in zip(apfl.round(), fedavg.round(), strict=True):
-            mixture, expected = state_tensors(personal_model(apfl.setup, trained)), state_tensors(plain.model)
+            mixture, expected = state_tensors(personal_model(apfl.setup, trained)[0]), state_tensors(plain.model)
             if mix == "logits":  # the statistics are those of v there
                 mixture, expected = ({name: tensors[name] for name in parameters} for tensors in (mixture, expected))
             assert same(mixture, expected)
         for device in range(3):
-            before = state_tensors(personal_model(apfl.setup, apfl.open(device)))
+            before = state_tensors(personal_model(apfl.setup, apfl.open(device))[0])
             assert same(
                 {name: before[name] for name in parameters}, state_tensors(fedavg.open(device).model, parameters)
             )
@@ -136,7 +136,7 @@ def test_alpha_1_is_local_training(make_fleet: Callable[..., Any], mix: str) -> 
                 check_time=lambda: None,
             )
             assert same(own(fleet, device), state_tensors(network)), "statistics included"
-            assert same(state_tensors(personal_model(fleet.setup, fleet.open(device))), state_tensors(network))
+            assert same(state_tensors(personal_model(fleet.setup, fleet.open(device))[0]), state_tensors(network))
 
 
 @pytest.mark.parametrize("mix", ["parameters", "logits"])
@@ -156,13 +156,13 @@ def test_a_device_without_memory_has_what_it_received(make_fleet: Callable[..., 
     fleet = make_fleet(APFL, model())
     fleet.round()
     fleet.remembered.clear()
-    assert same(state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))), fleet.aggregate.tensors)
+    assert same(state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))[0]), fleet.aggregate.tensors)
 
 
 def test_statistics_are_mixed_like_parameters(make_fleet: Callable[..., Any]) -> None:
     fleet = make_fleet(APFL, model(), alpha=0.25, alpha_update="fixed")
     fleet.round()
-    mixture = state_tensors(personal_model(fleet.setup, fleet.open(0)))
+    mixture = state_tensors(personal_model(fleet.setup, fleet.open(0))[0])
     for name in ("0.weight", "1.weight", "1.running_mean", "1.running_var"):
         expected = 0.25 * own(fleet, 0)[name] + 0.75 * fleet.aggregate.tensors[name]
         np.testing.assert_allclose(mixture[name], expected, rtol=1e-5, atol=1e-7)

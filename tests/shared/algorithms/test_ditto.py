@@ -105,9 +105,9 @@ def test_the_own_model_is_what_is_remembered_and_what_was_received_before(make_f
     fleet = make_fleet(DITTO, model(), finetune_epochs=1)
     fleet.round()
     fleet.remembered.pop(1)
-    assert same(state_tensors(personal_model(fleet.setup, fleet.open(0))), own(fleet, 0))
-    assert same(state_tensors(personal_model(fleet.setup, fleet.open(1, final=False))), fleet.aggregate.tensors)
-    finetuned = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True)))
+    assert same(state_tensors(personal_model(fleet.setup, fleet.open(0))[0]), own(fleet, 0))
+    assert same(state_tensors(personal_model(fleet.setup, fleet.open(1, final=False))[0]), fleet.aggregate.tensors)
+    finetuned = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))[0])
     assert not np.array_equal(finetuned["0.weight"], own(fleet, 0)["0.weight"])
 
 
@@ -118,7 +118,7 @@ def test_a_device_that_missed_rounds_goes_on_from_its_own(make_fleet: Callable[.
     fleet.remembered[0] = first
     round_ = fleet.open(0)
     assert same(state_tensors(round_.model), fleet.aggregate.tensors)
-    assert same(state_tensors(personal_model(fleet.setup, round_)), own(fleet, 0))
+    assert same(state_tensors(personal_model(fleet.setup, round_)[0]), own(fleet, 0))
 
 
 @pytest.mark.parametrize("order", [(0.0, 20.0), (20.0, 0.0)])

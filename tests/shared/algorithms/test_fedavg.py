@@ -72,7 +72,7 @@ def test_the_own_model_is_the_global_one_until_it_is_finetuned_after_the_last_ro
 ) -> None:
     fleet = make_fleet(FEDAVG, build_model("digitscnn", OPTIONS, seed=0), finetune_epochs=2)
     fleet.round()
-    during = state_tensors(personal_model(fleet.setup, fleet.open(0)))
-    final = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True)))
+    during = state_tensors(personal_model(fleet.setup, fleet.open(0))[0])
+    final = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))[0])
     assert all(np.array_equal(during[name], array) for name, array in fleet.aggregate.tensors.items())
     assert not np.array_equal(final["0.weight"], during["0.weight"])

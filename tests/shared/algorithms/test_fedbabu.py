@@ -72,9 +72,9 @@ def test_after_the_last_round_a_copy_is_finetuned(make_fleet: Callable[..., Any]
     fleet.round()
     round_ = fleet.open(0, final=True)
     before = state_tensors(round_.model)
-    assert changed(before, state_tensors(personal_model(fleet.setup, round_))) == moves
+    assert changed(before, state_tensors(personal_model(fleet.setup, round_)[0])) == moves
     assert changed(before, state_tensors(round_.model)) == set()
-    assert changed(before, state_tensors(personal_model(fleet.setup, fleet.open(0)))) == set(), "not before the end"
+    assert changed(before, state_tensors(personal_model(fleet.setup, fleet.open(0))[0])) == set(), "not before the end"
 
 
 @pytest.mark.parametrize(("finetune_lr", "expected"), [(None, 0.05), (0.01, 0.01)])
@@ -84,7 +84,7 @@ def test_finetuning_has_a_learning_rate_of_its_own_and_no_schedule(
     fleet = make_fleet(FEDBABU, model(), lr_milestones=(1, 2), finetune_lr=finetune_lr)
     for _ in range(3):
         fleet.round()
-    own, by_hand = personal_model(fleet.setup, fleet.open(0, final=True)), fleet.open(0).model
+    own, by_hand = personal_model(fleet.setup, fleet.open(0, final=True))[0], fleet.open(0).model
     generator = torch.Generator().manual_seed(3000)
     sgd(
         by_hand,

@@ -117,7 +117,7 @@ def test_after_the_last_round_a_copy_of_the_head_is_trained_for_the_last_body(ma
     for device in range(3):
         round_ = fleet.open(device, final=True)
         received, kept = state_tensors(round_.model), remember(fleet.setup, round_)
-        assert changed(received, state_tensors(personal_model(fleet.setup, round_))) == HEAD
+        assert changed(received, state_tensors(personal_model(fleet.setup, round_)[0])) == HEAD
         assert changed(kept, remember(fleet.setup, round_)) == set()
 
 

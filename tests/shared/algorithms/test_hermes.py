@@ -229,10 +229,42 @@ def test_a_device_that_missed_rounds_holds_its_channels_and_gets_the_newest_valu
 def test_the_own_model_is_the_shrunk_one(pruned: Any) -> None:
     fleet, _ = pruned
     round_ = fleet.open(0, final=True)
-    own = state_tensors(personal_model(fleet.setup, round_))
+    own = state_tensors(personal_model(fleet.setup, round_)[0])
     assert {name: array.shape for name, array in own.items()} == {
         name: array.shape for name, array in state_tensors(round_.model).items()
     }
+
+
+def test_the_last_step_is_each_devices_own(make_fleet: Callable[..., Any]) -> None:
+    """What travels keeps target + personal_amount; what a device ends with is down to the target, by its own values."""
+    amounts = {"target": {"parameters": 0.25}, "personal_amount": 0.25, "pruning_amount": 1.0, "multiple": 2}
+    fleet = make_fleet(HERMES, model(), **amounts, finetune_epochs=3)
+    fleet.round()
+    alive = fleet.aggregate.alive
+    assert 0.45 < share_kept(fleet, alive) <= 0.5
+    own = []
+    for device in range(len(fleet.splits)):
+        round_ = fleet.open(device, final=True)
+        network, held = personal_model(fleet.setup, round_)
+        assert round_.held is not None
+        assert all(np.array_equal(mask, alive[group]) for group, mask in round_.held.items()), "it has not changed"
+        assert held is not None
+        assert 0.2 < share_kept(fleet, held) <= 0.25
+        assert all((mask <= alive[group]).all() for group, mask in held.items()), "masks only shrink"
+        assert sum(p.numel() for p in network.parameters()) == parameter_cost(
+            state_tensors(fleet.setup.model), fleet.setup.layout
+        )(held)
+        own.append(held)
+    assert any((own[0][group] != own[1][group]).any() for group in alive), "their data differ, so do their networks"
+
+
+@pytest.mark.parametrize("overlap", ["any", "all"])
+def test_with_the_other_readings_nothing_is_removed_in_the_end(make_fleet: Callable[..., Any], overlap: str) -> None:
+    fleet = make_fleet(HERMES, model(), overlap=overlap, target={"parameters": 0.5}, multiple=2)
+    fleet.round()
+    round_ = fleet.open(0, final=True)
+    _, held = personal_model(fleet.setup, round_)
+    assert held is round_.held
 
 
 def test_with_any_a_device_that_never_took_part_gets_the_dense_model(make_fleet: Callable[..., Any]) -> None:

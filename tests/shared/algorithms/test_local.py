@@ -35,7 +35,7 @@ def test_every_device_goes_on_from_its_own_model_whatever_the_others_do(make_fle
             )
             found = state_tensors(round_.model)
             assert all(np.array_equal(found[name], array) for name, array in state_tensors(own).items())
-    personal = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True)))
+    personal = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))[0])
     assert all(np.array_equal(personal[name], array) for name, array in state_tensors(alone[0]).items())
 
 

@@ -39,7 +39,7 @@ def test_the_own_model_is_always_adapted(
     data of this model at all."""
     fleet = at_three(make_fleet, quadratic, adapt_steps=steps)
     for final in (False, True):
-        found = state_tensors(personal_model(fleet.setup, fleet.open(0, final=final)))
+        found = state_tensors(personal_model(fleet.setup, fleet.open(0, final=final))[0])
         assert found["weight"] == pytest.approx(adapted)
 
 
@@ -182,12 +182,12 @@ def test_adapting_draws_from_the_training_split_alone(make_fleet: Callable[..., 
     """The own model depends on nothing else; after the last round it is fine-tuned too, if that is wanted."""
     fleet = make_fleet(PER_FEDAVG, model(), alpha=0.1, finetune_epochs=1)
     fleet.round()
-    adapted = state_tensors(personal_model(fleet.setup, fleet.open(0)))
+    adapted = state_tensors(personal_model(fleet.setup, fleet.open(0))[0])
     fleet.validation = Split(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))
-    again = state_tensors(personal_model(fleet.setup, fleet.open(0)))
+    again = state_tensors(personal_model(fleet.setup, fleet.open(0))[0])
     assert all(np.array_equal(again[name], array) for name, array in adapted.items())
     assert not np.array_equal(adapted["0.weight"], fleet.aggregate.tensors["0.weight"])
-    final = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True)))
+    final = state_tensors(personal_model(fleet.setup, fleet.open(0, final=True))[0])
     assert not np.array_equal(final["0.weight"], adapted["0.weight"])
 
 

@@ -86,7 +86,7 @@ def test_what_is_evaluated_is_the_newest_shared_part_and_the_own_local_one(
     """And not the model that the device has just trained, nor one that is tuned to its data first."""
     fleet = make_fleet(algorithm, model(), **settings)
     trained = state_tensors(fleet.round()[1].model)
-    personal = state_tensors(personal_model(fleet.setup, fleet.open(1)))
+    personal = state_tensors(personal_model(fleet.setup, fleet.open(1))[0])
     assert same({name: personal[name] for name in local}, {name: trained[name] for name in local})
     assert same({name: personal[name] for name in EVERYTHING - local}, fleet.aggregate.tensors)
 

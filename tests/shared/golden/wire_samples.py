@@ -98,5 +98,5 @@ DELTA = Subnet(
         "bn.num_batches_tracked": np.array(12, np.int64),
     },
 )
-"""What every encoding has a case of its own for: long rows, short rows, values too large for it, one axis, integers. Nothing
-of it is worth compressing: the bytes of a zstd frame may differ between versions of the library."""
+"""What every encoding has a case of its own for: long rows, short rows, values too large for it, one axis, integers.
+Nothing of it is worth compressing: the bytes of a zstd frame may differ between versions of the library."""
