@@ -401,7 +401,8 @@ def test_what_an_encoding_lost_is_in_the_next_update(make_job: MakeJob) -> None:
 def test_without_a_loss_nothing_is_kept_for_later(make_job: MakeJob) -> None:
     job = make_job("hermes")
     run_job(job)
-    assert not payload(job.out / MEMORY).subnet.tensors, "what is held is sent anew"
+    groups = {path.partition("/")[0] for path in payload(job.out / MEMORY).subnet.tensors}
+    assert groups <= {"held"}, "the values of what is held are sent anew"
 
 
 def test_a_compressed_download_is_read(make_job: MakeJob) -> None:

@@ -133,7 +133,7 @@ def pruned(make_fleet: Callable[..., Any]) -> Any:
         model(),
         pruning_amount=0.25,
         target={"parameters": 0.4},
-        accuracy_threshold=0.0,
+        personal_amount=0.0,
         momentum=0.9,
         weight_decay=0.01,
     )
@@ -302,7 +302,7 @@ def test_what_is_left_of_a_group_is_never_nothing(make_fleet: Callable[..., Any]
 
 def test_devices_with_different_data_agree_on_the_channels(make_fleet: Callable[..., Any]) -> None:
     """They choose by what they received, and take equal steps; so nothing is trained that others do not hold."""
-    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target={"parameters": 0.4}, accuracy_threshold=0.0)
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target={"parameters": 0.4}, personal_amount=0.0)
     for _ in range(4):
         one, *others = fleet.round()
         assert all((other.held[group] == mask).all() for other in others for group, mask in one.held.items())
@@ -343,7 +343,7 @@ def test_a_device_that_starts_shrunk_is_sent_and_trains_those_channels(make_flee
 
 def test_steps_in_macs(make_fleet: Callable[..., Any]) -> None:
     target = {"macs": 0.4}
-    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, accuracy_threshold=0.0, epochs=0)
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, personal_amount=0.0, epochs=0)
     cost = mac_cost(model(), fleet.setup.layout, fleet.validation.inputs[:1])
     full = cost(fleet.setup.layout.full())
     shares = [cost(fleet.round()[0].held) / full for _ in range(5)]
@@ -354,7 +354,7 @@ def test_steps_in_macs(make_fleet: Callable[..., Any]) -> None:
 def test_steps_in_measured_milliseconds_end_where_the_noise_begins(make_fleet: Callable[..., Any]) -> None:
     """20 ms dense, in steps of 5. At the target, a measurement that is 4 % too high is no reason to go on."""
     target = {"latency_ms": 10.0}
-    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, accuracy_threshold=0.0, epochs=0)
+    fleet = make_fleet(HERMES, model(), pruning_amount=0.25, target=target, personal_amount=0.0, epochs=0)
     cost = parameter_cost(state_tensors(model()), fleet.setup.layout)
     full, noise, asked = cost(fleet.setup.layout.full()), 1.0, []
 
