@@ -19,6 +19,7 @@ from shared.errors import ConfigError, DataError, ModelError
 from shared.messages import Plan
 from shared.model_state import load_state
 from shared.models import build_model, example_input
+from shared.training import evaluation_batch
 
 Read: TypeAlias = Callable[[DataSettings], DeviceData]
 
@@ -65,12 +66,17 @@ def prepare(job: Job, read: Read) -> Work:
 def rehearsal(work: Work, batches: int) -> Work:
     """The same with so few examples and epochs that it is done at once, and takes the memory that the whole would."""
     setup, data = work.setup, work.data
-    size = batches * setup.hp.batch_size
+    evaluated = evaluation_batch(work.example)
 
-    def few(part: Examples) -> Examples:
+    def few(part: Examples, size: int) -> Examples:
         return Examples(part.inputs[:size], part.labels[:size])
 
-    data = replace(data, train=few(data.train), validation=few(data.validation), test=few(data.test))
+    data = replace(
+        data,
+        train=few(data.train, batches * setup.hp.batch_size),
+        validation=few(data.validation, evaluated),
+        test=few(data.test, evaluated),
+    )
     epochs = {name: min(getattr(setup.hp, name), 1) for name in ("epochs", "finetune_epochs")}
     return replace(work, setup=replace(setup, hp=setup.hp.model_copy(update=epochs)), data=data)
 

@@ -181,12 +181,18 @@ def moving(model: nn.Module, only: Collection[str] | None = None) -> Iterator[li
                 parameter.requires_grad_(flag)
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int = 32) -> Evaluation:
+def evaluation_batch(inputs: Tensor) -> int:
+    """How many of these examples are evaluated at once: fewer of large ones, whose activations take the memory that a
+    small device has for its training; more of small ones, which otherwise wait for Python."""
+    return max(16, min(256, 2**19 // max(1, inputs[:1].nbytes)))
+
+
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
     """Accuracy and loss in eval mode; the model is left as it was. TrainingError when there is nothing to evaluate
     on or the loss is not finite."""
     if not len(split):
         raise TrainingError("no examples to evaluate on: raise data.test and data.validation, or give more data")
-    correct, loss = 0, 0.0
+    correct, loss, batch_size = 0, 0.0, evaluation_batch(split.inputs)
     with _at_work(model), torch.inference_mode():
         model.eval()
         for inputs, labels in zip(

@@ -164,9 +164,14 @@ def _prune(round_: DeviceRound, hp: HermesHyperparameters) -> None:
     amount = _amount(round_, hp)
     now = amount.cost(round_.held or _layout(round_).full())
     later = hp.own_step * amount.whole(now)
-    if now <= amount.reached + later or evaluate(round_.model, round_.validation).accuracy < hp.accuracy_threshold:
+    if now <= amount.reached + later or not _good_enough(round_, hp):
         return
     _cut(round_, hp, amount, max(amount.target + later, now - hp.pruning_amount * amount.whole(now)))
+
+
+def _good_enough(round_: DeviceRound, hp: HermesHyperparameters) -> bool:
+    threshold = hp.accuracy_threshold
+    return not threshold or evaluate(round_.model, round_.validation).accuracy >= threshold
 
 
 def _cut(round_: DeviceRound, hp: HermesHyperparameters, amount: _Amount, goal: float) -> None:

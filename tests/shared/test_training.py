@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shared.errors import OutOfTime, TrainingError
-from shared.training import Split, evaluate, sgd
+from shared.training import Split, evaluate, evaluation_batch, sgd
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -187,17 +187,25 @@ def test_no_examples() -> None:
         evaluate(model, split(0))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 256])
-def test_evaluation_by_hand(batch_size: int) -> None:
-    """Outputs are the inputs: two of three right, losses log(1 + e^-1), log(1 + e^-1) and log(1 + e^1)."""
+@pytest.mark.parametrize("times", [1, 85, 86, 200])
+def test_evaluation_by_hand(times: int) -> None:
+    """Outputs are the inputs: two of three right, losses log(1 + e^-1), log(1 + e^-1) and log(1 + e^1); over and over,
+    in one batch and in several, the last of which is smaller."""
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.eye(2))
-    data = Split(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]))
-    found = evaluate(model, data, batch_size=batch_size)
+    three = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    found = evaluate(model, Split(three.repeat(times, 1), torch.tensor([0, 1, 1]).repeat(times)))
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.loss == pytest.approx((2 * math.log(1 + math.exp(-1)) + math.log(1 + math.exp(1))) / 3)
-    assert found.examples == 3
+    assert found.examples == 3 * times
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"), [((1, 8, 8), 256), ((1, 28, 28), 167), ((3, 32, 32), 42), ((3, 224, 224), 16)]
+)
+def test_large_examples_are_evaluated_in_small_batches(shape: tuple[int, ...], batch: int) -> None:
+    assert evaluation_batch(torch.zeros(1, *shape)) == batch
 
 
 def test_evaluation_leaves_the_model_alone() -> None:
