@@ -57,16 +57,16 @@ DENSE = Method("fedavg-finetune", "fedavg-finetune", PERSONALIZE)
 METHODS = (
     DENSE,
     Method("fedper", "fedper"),
-    Method("hermes all", "hermes", {**KEEP, "overlap": "all", "finetune_epochs": 0}),
-    Method("hermes any", "hermes", {**KEEP, "overlap": "any", "finetune_epochs": 0}),
-    Method("hermes any, fine-tuned", "hermes", {**KEEP, "overlap": "any", **PERSONALIZE}),
+    Method("hermes all", "hermes", {**KEEP, "overlap": "all", "finetune_epochs": 0, "accuracy_threshold": 0.5}),
+    Method("hermes any", "hermes", {**KEEP, "overlap": "any", "finetune_epochs": 0, "accuracy_threshold": 0.5}),
+    Method("hermes, no own step", "hermes", {**KEEP, "personal_amount": 0.0, **PERSONALIZE}),
     Method("hermes", "hermes", {**KEEP, **PERSONALIZE}),
     Method("hermes int8", "hermes", {**KEEP, **PERSONALIZE}, "int8"),
     Method("hermes topk", "hermes", {**KEEP, **PERSONALIZE}, "topk"),
 )
-FEWER = ("fedavg-finetune", "hermes", "hermes int8", "hermes topk")
+FEWER = ("fedavg-finetune", "hermes int8", "hermes topk")
 """What is also run for fewer rounds."""
-ROUNDS = (2, 4, 7, 12)
+ROUNDS = (2, 5, 10)
 
 
 @dataclass(frozen=True)
