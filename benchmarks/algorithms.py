@@ -1,4 +1,5 @@
-"""All algorithms side by side, on real data that differs from device to device: the tables of docs/results.md.
+"""All algorithms side by side, on real data that differs from device to device: the tables of docs/results.md. Hermes
+is in benchmarks.hermes.
 
     mnist  20 devices, Dirichlet 0.1, at most 20 training images of each class per device; fedavg_MNIST_lenet.toml
     har    46 phones and watches of 23 people, natural; windows split in time; fedavg_HAR_har1d.toml
@@ -56,8 +57,6 @@ METHODS = (
     Method("apfl", "apfl", {"alpha": 0.5, "alpha_update": "fixed", **PLAIN}),
     Method("per-fedavg FO", "per-fedavg", {"variant": "fo", **PLAIN}),
     Method("per-fedavg HF", "per-fedavg", {"variant": "hf", **PLAIN}),
-    Method("hermes all", "hermes", {"overlap": "all", "target": {"parameters": 0.41}, "finetune_epochs": 0}),
-    Method("hermes any", "hermes", {"overlap": "any", "target": {"parameters": 0.41}, "finetune_epochs": 0}),
 )
 
 

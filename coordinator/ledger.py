@@ -17,7 +17,7 @@ from coordinator.downloads import Downloads, write_tensors
 from shared.aggregation import Update
 from shared.algorithms import algorithm, hyperparameters
 from shared.channels import ChannelLayout
-from shared.codec import ALIGNMENT, MAX_HEADER, open_payload
+from shared.codec import open_payload, size_limit
 from shared.errors import MalformedPayload, RefusedUpdate, StateError
 from shared.messages import PayloadHeader
 from shared.pruning import take
@@ -41,7 +41,7 @@ class Ledger:
         source = directory.global_payload(number)
         with open_payload(source, limit=source.stat().st_size) as payload:
             tensors = payload.subnet.tensors
-            self.limit = sum(array.nbytes + ALIGNMENT for array in tensors.values()) + MAX_HEADER
+            self.limit = size_limit(array.nbytes for array in tensors.values())
             """Bytes of the largest update that can be acceptable."""
             self._admission = Admission.of(
                 self._run, tensors, self._layout, self._settings.weighting, self.limit, self.plan.encodings

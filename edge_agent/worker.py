@@ -35,7 +35,7 @@ from shared.algorithms.device import (
     starting_channels,
 )
 from shared.algorithms.feedback import outgoing
-from shared.codec import ALIGNMENT, MAX_HEADER, open_payload, write_payload
+from shared.codec import open_payload, size_limit, write_payload
 from shared.encoding import LIKED, Encoding
 from shared.errors import OutOfMemory, OutOfTime, StateError, TalariaError, TrainingError
 from shared.model_state import state_tensors
@@ -253,7 +253,7 @@ def _remember(job: Job, work: Work, round_: DeviceRound) -> None:
 def _largest_payload(setup: Setup) -> int:
     """Bytes that a download can have, as it comes or decoded."""
     state = setup.model.state_dict()
-    return MAX_HEADER + sum(int(state[name].nbytes) + ALIGNMENT for name in setup.shared)
+    return size_limit(int(state[name].nbytes) for name in setup.shared)
 
 
 def _split(examples: Examples) -> Split:

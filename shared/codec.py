@@ -12,7 +12,7 @@ encoding (shared.encoding) some tensors are coded, no zeros are between them, an
 import io
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +36,7 @@ from shared.messages import (
     Task,
     Uplink,
 )
-from shared.payload_body import ALIGNMENT as ALIGNMENT
-from shared.payload_body import alignment, check_header, decode_tensors, encode_tensors
+from shared.payload_body import ALIGNMENT, alignment, check_header, decode_tensors, encode_tensors
 from shared.tensors import Masks, Subnet
 from shared.unpack import check_version, reason, unpack_map
 
@@ -50,6 +49,11 @@ MAX_TENSORS = 65_536
 MAX_HEADER = 1 << 20
 """Bytes of a payload's header: what parsing one may cost is bounded by this, not by its sender."""
 MAGIC = b"TLR1"
+
+
+def size_limit(sizes: Iterable[int]) -> int:
+    """Bytes of the largest payload of tensors that take these bytes each: what a receiver of them sets as its limit."""
+    return MAX_HEADER + sum(size + ALIGNMENT for size in sizes)
 
 
 def encode_message(message: Message) -> bytes:

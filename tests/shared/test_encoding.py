@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from shared.config import TransferSettings
 from shared.encoding import LIKED, SHARE, Encoding, choose, decoded, encode
 from shared.profiles import Link
 from shared.tensors import Array, Subnet
@@ -210,3 +211,8 @@ def test_with_error_feedback_what_was_sent_converges_to_what_was_meant(encoding:
     assert errors[True, 400] < 0.03
     assert errors[False, 400] > 0.7 * errors[False, 100]
     assert errors[False, 400] > 4 * errors[True, 400]
+
+
+def test_the_setting_names_the_encodings_and_what_leaves_the_choice_to_the_link() -> None:
+    names = typing.get_args(TransferSettings.model_fields["encoding"].annotation)
+    assert set(names) == {"link", *Encoding}
