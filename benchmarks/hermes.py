@@ -147,7 +147,7 @@ def row(each: Point, dense: Point) -> dict[str, object]:
     }
 
 
-def run(name: str, seeds: Sequence[int], directory: Path, results: Path) -> None:
+def run(name: str, seeds: Sequence[int], fewer_rounds: Sequence[int], directory: Path, results: Path) -> None:
     """Both tables of one fleet, and its drawing."""
     full = [each for method in METHODS for each in points(method.label, simulate(name, method, None, seeds, directory))]
     dense = full[0]
@@ -155,7 +155,7 @@ def run(name: str, seeds: Sequence[int], directory: Path, results: Path) -> None
         each
         for method in METHODS
         if method.label in FEWER
-        for rounds in ROUNDS
+        for rounds in fewer_rounds
         for each in points(method.label, simulate(name, method, rounds, seeds, directory))
     ]
     curves = {
@@ -175,11 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", choices=[*SETTINGS, []], help="all without one")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rounds", nargs="*", type=int, default=ROUNDS, help="fewer rounds that are also run")
     parser.add_argument("--directory", type=Path, default=Path("runs/hermes"), help="where the runs lie")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files and drawings")
     options = parser.parse_args()
     for name in options.settings or SETTINGS:
-        run(name, options.seeds, options.directory, options.results)
+        run(name, options.seeds, options.rounds, options.directory, options.results)
 
 
 if __name__ == "__main__":
