@@ -147,20 +147,27 @@ def row(each: Point, dense: Point) -> dict[str, object]:
     }
 
 
-def run(name: str, seeds: Sequence[int], fewer_rounds: Sequence[int], directory: Path, results: Path) -> None:
+def run(
+    name: str,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    fewer_rounds: Sequence[int],
+    directory: Path,
+    results: Path,
+) -> None:
     """Both tables of one fleet, and its drawing."""
-    full = [each for method in METHODS for each in points(method.label, simulate(name, method, None, seeds, directory))]
+    full = [each for method in methods for each in points(method.label, simulate(name, method, None, seeds, directory))]
     dense = full[0]
     fewer = [
         each
-        for method in METHODS
+        for method in methods
         if method.label in FEWER
         for rounds in fewer_rounds
         for each in points(method.label, simulate(name, method, rounds, seeds, directory))
     ]
     curves = {
         label: sorted((each.moved, each.accuracy) for each in (*fewer, *full) if each.label == label)
-        for label in ("fedavg", *FEWER)
+        for label in ("fedavg", *(method.label for method in methods if method.label in FEWER))
     }
     enough = [each for each in (*fewer, *full) if each.label in FEWER and each.accuracy >= dense.accuracy]
     cheapest = {each.label: each for each in sorted(enough, key=lambda each: -each.moved)}
@@ -175,12 +182,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", choices=[*SETTINGS, []], help="all without one")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=[method.label for method in METHODS], help="all without it")
     parser.add_argument("--rounds", nargs="*", type=int, default=ROUNDS, help="fewer rounds that are also run")
     parser.add_argument("--directory", type=Path, default=Path("runs/hermes"), help="where the runs lie")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON files and drawings")
     options = parser.parse_args()
+    chosen = {DENSE.label, *(options.methods or (method.label for method in METHODS))}
+    methods = [method for method in METHODS if method.label in chosen]
     for name in options.settings or SETTINGS:
-        run(name, options.seeds, options.rounds, options.directory, options.results)
+        run(name, methods, options.seeds, options.rounds, options.directory, options.results)
 
 
 if __name__ == "__main__":
