@@ -62,11 +62,12 @@ METHODS = (
     Method("hermes, no own step", "hermes", {**KEEP, "personal_amount": 0.0, **PERSONALIZE}),
     Method("hermes", "hermes", {**KEEP, **PERSONALIZE}),
     Method("hermes int8", "hermes", {**KEEP, **PERSONALIZE}, "int8"),
+    Method("hermes int8, at once", "hermes", {**KEEP, "pruning_amount": 1.0, **PERSONALIZE}, "int8"),
     Method("hermes topk", "hermes", {**KEEP, **PERSONALIZE}, "topk"),
 )
-FEWER = ("fedavg-finetune", "hermes int8", "hermes topk")
+FEWER = ("fedavg-finetune", "hermes int8", "hermes int8, at once", "hermes topk")
 """What is also run for fewer rounds."""
-ROUNDS = (2, 5, 10)
+ROUNDS = (2, 5, 7, 10)
 
 
 @dataclass(frozen=True)
