@@ -176,7 +176,8 @@ def run(
     if cheapest:
         rows = [row(cheapest[label], dense) for label in FEWER if label in cheapest]
         report(f"hermes-{name}-same-accuracy", rows, directory=results, seeds=seeds, fedavg=dense.accuracy)
-    (results / f"hermes-{name}.svg").write_text(accuracy_by_bytes(curves))
+    drawing = accuracy_by_bytes(curves).replace("<svg ", '<svg style="background: white" ', 1)
+    (results / f"hermes-{name}.svg").write_text(drawing)
 
 
 def main() -> None:

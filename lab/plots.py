@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from lab.summary import RunSummary
 
@@ -88,7 +88,8 @@ def accuracy_by_algorithm(curves: Mapping[str, Sequence[tuple[int, float]]]) -> 
 
 
 def accuracy_by_bytes(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """One line per method: (MB moved, accuracy), the bytes on a logarithmic scale."""
+    """One line per method: (MB moved, accuracy), the bytes on a logarithmic scale. What is far below where the last one
+    ends is cut off: there all are bad."""
 
     def paint(axes: Axes) -> None:
         colors = mpl.colormaps["tab10"]
@@ -97,7 +98,11 @@ def accuracy_by_bytes(curves: Mapping[str, Sequence[tuple[float, float]]]) -> st
                 *zip(*points, strict=True), color=colors(index), linewidth=1.8, marker="o", markersize=4, label=label
             )
         axes.set(xlabel="MB moved, up and down, whole fleet", ylabel="accuracy", xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         if curves:
+            axes.set_ylim(bottom=max(0.0, min(points[-1][1] for points in curves.values()) - 0.25))
             axes.legend(loc="lower right", fontsize=8)
 
     return _draw(paint, height=3.6)
