@@ -138,7 +138,7 @@ def kept_by_round(summary: RunSummary) -> str:
         axes.set(xlabel="round", ylabel="channels kept", ylim=(0, 1.05))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if summary.rounds and len(summary.devices) <= 10:
-            axes.legend(loc="lower left", ncols=2, fontsize=8)
+            axes.legend(loc="upper right", ncols=2, fontsize=8)
 
     return _draw(paint)
 

@@ -139,7 +139,7 @@ def write_report(
             ),
             (
                 "Pruning over the rounds",
-                "Channels in each device's updates. A device prunes when what it received is good enough for it.",
+                "Channels in each device's updates. What a device removes after the last round is not in it.",
                 plots.kept_by_round(summary),
             ),
         ]

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -66,6 +67,12 @@ def _personalize_in_place(round_: DeviceRound, hp: Any) -> nn.Module:
     return copy.deepcopy(round_.model)
 
 
+def _say_fewer_channels(round_: DeviceRound, hp: Any) -> nn.Module:
+    assert round_.layout is not None
+    round_.held = {group: np.arange(units) == 0 for group, units in round_.layout.groups.items()}
+    return copy.deepcopy(round_.model)
+
+
 def _train_the_initial_model(round_: DeviceRound, hp: Any) -> None:
     round_.model = round_.initial
     base.train(round_, hp)
@@ -113,6 +120,7 @@ class Sum:
         (conformance.uploads_what_is_shared, replace(FEDPER, upload=_upload_everything)),
         (conformance.has_received_and_local_in_hand, replace(FEDAVG, receive=_forget_what_came)),
         (conformance.changes_nothing_by_personalizing, replace(FEDAVG, personalize=_personalize_in_place)),
+        (conformance.changes_nothing_by_personalizing, replace(HERMES, personalize=_say_fewer_channels)),
         (conformance.leaves_the_run_alone, replace(FEDAVG, train=_train_the_initial_model)),
         (conformance.remembers_through_the_codec, replace(FEDAVG, train=_train_with_a_secret)),
         (conformance.repeats_with_the_same_seed, replace(FEDAVG, train=_train_by_chance)),
