@@ -13,7 +13,8 @@ from edge_agent.health import Reading
 from edge_agent.job import UPDATE, Job, Outcome
 from edge_agent.run_command import KEPT_BYTES
 from shared.codec import open_payload, write_payload
-from shared.config import AgentConfig, BrokerSettings
+from shared.config import AgentConfig
+from shared.config_base import BrokerSettings
 from shared.link import Link, Will
 from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink

@@ -30,7 +30,7 @@ import psutil
 from benchmarks.common import RESULTS, peak_rss_mib, report
 from benchmarks.echo_agent import FLEET
 from coordinator.broker import EmbeddedBroker
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.link import Received
 from shared.mqtt import MqttLink
 

@@ -18,7 +18,8 @@ from benchmarks.common import peak_rss_mib
 from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import describe
 from shared.codec import decode_downlink, decode_uplink, encode_message
-from shared.config import BrokerSettings, TransferSettings
+from shared.config import TransferSettings
+from shared.config_base import BrokerSettings
 from shared.link import DEFAULT_MAX_PACKET, Received
 from shared.memory import keep_freed_memory
 from shared.messages import Chunk, Grant, Offer

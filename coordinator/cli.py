@@ -164,7 +164,7 @@ async def _serve(settings: "RunConfig", directory: Path, on_event: "OnEvent") ->
 
     from coordinator.broker import EmbeddedBroker
     from coordinator.server import Coordinator
-    from shared.config import BrokerSettings
+    from shared.config_base import BrokerSettings
     from shared.link import Link, Will
     from shared.mqtt import MqttLink
 

@@ -29,7 +29,7 @@ from coordinator.events import (
     UpdateAccepted,
     Verdict,
 )
-from shared.config import RoundSettings
+from shared.config_rounds import RoundSettings
 from shared.messages import Capabilities
 
 SECOND_CHANCES = 1

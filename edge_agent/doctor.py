@@ -159,7 +159,7 @@ def package(name: str, *, needed: bool) -> Finding:
 def data(config: AgentConfig) -> Finding:
     """Whether this device's data can be read."""
     code = (
-        "import sys; from edge_agent.data import load; from shared.config import DataSettings\n"
+        "import sys; from edge_agent.data import load; from shared.config_data import DataSettings\n"
         "from shared.errors import TalariaError\n"
         "try: d = load(DataSettings.model_validate_json(sys.argv[1]))\n"
         "except TalariaError as error: sys.exit(str(error))\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.messages import Identifier, Metrics, Task, Text
 from shared.profiles import Profile
 from shared.topics import NAME

@@ -14,7 +14,7 @@ from edge_agent.job import Job
 from shared.algorithms import algorithm, hyperparameters
 from shared.algorithms.device import Setup, set_up
 from shared.codec import open_payload
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import ConfigError, DataError, ModelError
 from shared.messages import Plan
 from shared.model_state import load_state

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from edge_agent.data.dataset import DeviceData
 from edge_agent.data.files import locate
 from edge_agent.data.load import device_data, read_source
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 
 
 def fleet_data(devices: Mapping[str, DataSettings]) -> Iterator[tuple[str, DeviceData]]:

@@ -14,7 +14,8 @@ from typing import Any
 from coordinator.broker import EmbeddedBroker
 from edge_agent.shared_server import LENDER
 from lab.fleet import emulated_devices
-from shared.config import AgentConfig, BrokerSettings, RunConfig
+from shared.config import AgentConfig, RunConfig
+from shared.config_base import BrokerSettings
 from shared.settings import example_toml
 
 GOODBYE_S = 15.0

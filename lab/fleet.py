@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from shared.config import AgentConfig, BrokerSettings, RunConfig
+from shared.config import AgentConfig, RunConfig
+from shared.config_base import BrokerSettings
 from shared.profiles import load_profile
 
 

@@ -18,7 +18,7 @@ from typing import Self
 from edge_agent.job import Job, Outcome
 from edge_agent.trainer import GRACE_S
 from shared.children import dying_with_us
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import ConfigError, DataError
 
 LONGEST_LINE = 2**24

@@ -30,7 +30,7 @@ from edge_agent.job import Job
 from edge_agent.worker import attempt
 from lab.data import class_counts, fleet_data
 from shared.children import die_with
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import TalariaError
 
 FLEET = TypeAdapter(dict[str, DataSettings])

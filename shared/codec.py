@@ -33,8 +33,10 @@ from shared.messages import (
     Message,
     PayloadHeader,
     Presence,
+    Sealed,
     Task,
     Uplink,
+    Vitals,
 )
 from shared.payload_body import ALIGNMENT, alignment, check_header, decode_tensors, encode_tensors
 from shared.tensors import Masks, Subnet
@@ -84,6 +86,8 @@ class Decoder(Generic[T]):
 
 decode_coordinator = Decoder[CoordinatorState](CoordinatorState)
 decode_presence = Decoder[Presence](Presence)
+decode_vitals = Decoder[Vitals](Vitals)
+decode_sealed = Decoder[Sealed](Sealed)
 decode_task = Decoder[Task](Task)
 decode_uplink = Decoder[Uplink](Uplink)
 decode_downlink = Decoder[Downlink](Downlink)

@@ -2,7 +2,7 @@
 
 import ssl
 
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.errors import ConfigError
 
 

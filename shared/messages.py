@@ -86,6 +86,33 @@ class Presence(Message):
     epoch: Annotated[int, Field(ge=0)]
     """Counts the starts of this agent: a death of an earlier epoch is ignored."""
     capabilities: Capabilities | None = None
+    asleep_s: Annotated[float, Field(gt=0, le=31_536_000)] | None = None
+    """With `online=False`: the device sleeps and means to be back after so many seconds, so it may be waited for."""
+
+
+class Vitals(Message):
+    """How a device fares, retained on {fleet}/vitals/{device} and published anew every minute or so."""
+
+    kind: Literal["vitals"] = "vitals"
+    epoch: Annotated[int, Field(ge=0)]
+    """Counts the starts of this agent."""
+    phase: Identifier
+    """What its session does: idle, fetching, working, answering."""
+    uptime_s: Annotated[float, Field(ge=0)]
+    metrics: Metrics = {}
+    """By name, in the unit that ends it: temperature_c, battery_pct, load_per_core, available_mib, bytes_up, ..."""
+
+
+class Sealed(Message):
+    """A message of the coordinator, signed. What it carries is believed only for the topic it was signed for."""
+
+    kind: Literal["sealed"] = "sealed"
+    number: Annotated[int, Field(ge=1, lt=2**63)]
+    """Grows with every message signed by this key, whatever restarts: an older one is a replay."""
+    body: Annotated[bytes, Field(min_length=1, max_length=2**24)]
+    """The message itself, as on the topic. To clear a topic takes no signature: a forger can only delay."""
+    signature: Annotated[bytes, Field(min_length=64, max_length=64)]
+    """Ed25519 over the topic, the number and the body (shared.seal)."""
 
 
 class Plan(Message):
@@ -237,6 +264,8 @@ Downlink: TypeAlias = Annotated[Grant | Receipt | Chunk, Field(discriminator="ki
 AnyMessage: TypeAlias = Annotated[
     CoordinatorState
     | Presence
+    | Vitals
+    | Sealed
     | Task
     | Offer
     | Chunk

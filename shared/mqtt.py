@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from dataclasses import dataclass
 
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.errors import ConfigError, LinkClosed, LinkError
 from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will
 from shared.mqtt_answers import FATAL, NO_ANSWER, UNSUPPORTED_VERSION, Greeting, Refused

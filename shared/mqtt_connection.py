@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.credentials import password, tls_context
 from shared.errors import LinkError
 from shared.link import DEFAULT_MAX_PACKET, Will

@@ -40,6 +40,9 @@ class Link(Section):
 
     kind: Literal["loopback", "ethernet", "wifi", "lte", "lte-m", "nb-iot"] = "ethernet"
     max_packet: int = Field(122_880, ge=1024, description="bytes of the largest MQTT packet that the device handles")
+    daily_mib: float | None = Field(
+        None, gt=0, description="budget of a metered link, both ways, per day: without room in it no task is taken"
+    )
 
 
 class Inference(Section):

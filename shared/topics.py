@@ -6,6 +6,7 @@ The sender is a level of the topic, enforced by the broker's ACL, never a field 
 |--------------------------------|-------------|-----------------------|---------------------------------------------|
 | {fleet}/coordinator            | coordinator | yes, and as last will | CoordinatorState                            |
 | {fleet}/presence/{device}      | device      | yes, and as last will | Presence                                    |
+| {fleet}/vitals/{device}        | device      | yes                   | Vitals                                      |
 | {fleet}/task/{device}          | coordinator | yes, latest wins      | Task, or nothing                            |
 | {fleet}/up/{shard}/{device}    | device      | no                    | Offer, Chunk, Want, Failure, Report         |
 | {fleet}/down/{device}          | coordinator | no                    | Grant, Receipt, Chunk                       |
@@ -55,6 +56,9 @@ class Topics:
     def presence(self, device: str) -> str:
         return f"{self.fleet}/presence/{device}"
 
+    def vitals(self, device: str) -> str:
+        return f"{self.fleet}/vitals/{device}"
+
     def task(self, device: str) -> str:
         return f"{self.fleet}/task/{device}"
 
@@ -82,13 +86,17 @@ class Topics:
         return f"{self.fleet}/presence/+"
 
     @property
+    def all_vitals(self) -> str:
+        return f"{self.fleet}/vitals/+"
+
+    @property
     def all_up(self) -> str:
         return f"{self.fleet}/up/+/+"
 
     def sender(self, topic: str) -> str:
-        """The device that wrote to a presence or up topic; MalformedMessage for any other topic."""
+        """The device that wrote to a presence, vitals or up topic; MalformedMessage for any other topic."""
         match topic.split("/"):
-            case [self.fleet, "presence", device] if re.fullmatch(NAME, device):
+            case [self.fleet, "presence" | "vitals", device] if re.fullmatch(NAME, device):
                 return device
             case [self.fleet, "up", number, device] if re.fullmatch(NAME, device) and number == str(shard(device)):
                 return device

@@ -10,7 +10,7 @@ from edge_agent.data.files import locate
 from edge_agent.data.partition import partition
 from edge_agent.data.sources import SOURCES, Source
 from edge_agent.data.splits import split
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import ConfigError, DataError
 from shared.plugins import load_object, nearest
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_agent.data.dataset import Booleans, Integers
-from shared.config import PartitionSettings
+from shared.config_data import PartitionSettings
 from shared.errors import DataError
 
 DRAWS = 1000

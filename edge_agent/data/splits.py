@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_agent.data.dataset import Dataset, Integers
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.link import Will
 from shared.mqtt import MqttLink
 

@@ -188,7 +188,7 @@ async def test_the_will_speaks_for_a_killed_client_only(mosquitto, link):
     await polite.close()
     program = f"""
 import asyncio
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.link import Will
 from shared.mqtt import MqttLink
 

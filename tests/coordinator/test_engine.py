@@ -21,7 +21,7 @@ from coordinator.events import (
     UpdateAccepted,
     Verdict,
 )
-from shared.config import RoundSettings
+from shared.config_rounds import RoundSettings
 from shared.messages import Capabilities
 
 ABLE = Capabilities(profile="container", train=True, memory_mib=512)

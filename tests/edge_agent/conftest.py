@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_agent.job import Job
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.memory_link import MemoryBroker
 from shared.messages import Plan
 

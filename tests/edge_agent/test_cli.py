@@ -11,7 +11,7 @@ import pytest
 
 from coordinator.broker import EmbeddedBroker
 from shared.codec import decode_presence
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.link import Received
 from shared.messages import Presence
 from shared.mqtt import MqttLink

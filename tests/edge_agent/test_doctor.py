@@ -12,7 +12,9 @@ from click.testing import CliRunner
 from coordinator.broker import EmbeddedBroker
 from edge_agent import doctor
 from edge_agent.cli import cli
-from shared.config import AgentConfig, BrokerSettings, DataSettings
+from shared.config import AgentConfig
+from shared.config_base import BrokerSettings
+from shared.config_data import DataSettings
 from shared.profiles import load_profile
 
 CONTAINER = load_profile("container")

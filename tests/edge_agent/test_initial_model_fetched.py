@@ -16,7 +16,8 @@ from edge_agent.health import Reading
 from edge_agent.job import MEMORY, PERSONAL, UPDATE, Job, Outcome
 from edge_agent.worker import attempt, run_job
 from shared.codec import decode_payload, encode_payload
-from shared.config import AgentConfig, DataSettings, PartitionSettings
+from shared.config import AgentConfig
+from shared.config_data import DataSettings, PartitionSettings
 from shared.errors import MalformedPayload
 from shared.messages import Blob, Chunk, Failure, Offer, Plan, Report, Task, Want
 from shared.model_state import state_tensors

@@ -17,7 +17,8 @@ from edge_agent.store import Store
 from edge_agent.worker import attempt
 from shared.algorithms import algorithm, hyperparameters, shared_names
 from shared.codec import encode_payload, open_payload
-from shared.config import AgentConfig, DataSettings
+from shared.config import AgentConfig
+from shared.config_data import DataSettings
 from shared.link import Will
 from shared.memory_link import MemoryLink
 from shared.messages import Offer, Plan, Report, Task

@@ -20,7 +20,7 @@ from shared.algorithms.device import set_up, starting_channels
 from shared.algorithms.hermes import HERMES, HermesHyperparameters
 from shared.channel_trace import channel_layout
 from shared.codec import decode_payload, encode_payload
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 from shared.errors import OutOfMemory
 from shared.messages import Blob, Plan, Task
 from shared.model_state import state_tensors

@@ -20,7 +20,7 @@ from edge_agent.worker import attempt, main, run_job
 from shared.algorithms import algorithm
 from shared.channel_trace import channel_layout
 from shared.codec import decode_payload, encode_payload
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 from shared.encoding import Encoding
 from shared.errors import ConfigError, DataError, MalformedPayload, ModelError, OutOfTime, StateError, TrainingError
 from shared.messages import Blob, Plan, Task

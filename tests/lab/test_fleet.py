@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from lab import fleet
-from shared.config import BrokerSettings, DataSettings, FleetSettings, ModelSettings, PartitionSettings, RunConfig
+from shared.config import FleetSettings, ModelSettings, RunConfig
+from shared.config_base import BrokerSettings
+from shared.config_data import DataSettings, PartitionSettings
 
 PARTITION = PartitionSettings(kind="dirichlet", alpha=0.3)
 

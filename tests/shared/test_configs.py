@@ -10,7 +10,8 @@ from edge_agent.data import Dataset, device_data, read_source
 from shared.aggregation import Update
 from shared.algorithms import ALGORITHMS, algorithm, hyperparameters
 from shared.algorithms.device import check_fits, open_round, personal_model, set_up
-from shared.config import DataSettings, RunConfig
+from shared.config import RunConfig
+from shared.config_data import DataSettings
 from shared.model_state import state_tensors
 from shared.models import build_model, example_input, input_shape
 from shared.settings import bundled_config, load_run_config

@@ -16,7 +16,8 @@ from edge_agent.health import Reading
 from edge_agent.job import MEMORY, Job, Outcome
 from edge_agent.worker import attempt
 from shared.codec import decode_payload
-from shared.config import AgentConfig, DataSettings, PartitionSettings, RunConfig
+from shared.config import AgentConfig, RunConfig
+from shared.config_data import DataSettings, PartitionSettings
 from shared.memory_link import MemoryBroker
 from shared.model_state import state_tensors
 from shared.models import build_model

@@ -12,7 +12,7 @@ import pytest
 from processes import System
 from scripted_fleet import constant, device, running
 
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 
 
 @pytest.mark.parametrize(

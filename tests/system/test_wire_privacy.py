@@ -7,7 +7,7 @@ import numpy as np
 from processes import Agent, Sniffer, System
 
 from shared.codec import decode_uplink, open_payload
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.messages import Chunk, Offer
 from shared.tensors import Array, Tensors
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from edge_agent.data import load
 from edge_agent.data.images import images
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 from shared.errors import ConfigError, DataError
 
 

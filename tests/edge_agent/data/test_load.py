@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_agent.data import Dataset, DeviceData, Normalization, device_data, load, read_source
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 from shared.errors import ConfigError, DataError
 
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.data.partition import partition, parts
-from shared.config import PartitionSettings
+from shared.config_data import PartitionSettings
 from shared.errors import DataError
 
 LABELS = np.repeat(np.arange(10), 60)

@@ -17,7 +17,7 @@ import pytest
 from edge_agent.data import load, read_source
 from edge_agent.data.sources import digits, npz
 from edge_agent.data.torchvision_sets import cifar10, fashion_mnist, mnist
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import ConfigError, DataError
 from shared.torchvision_ops import torchvision
 
@@ -42,7 +42,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_digits_load_without_scikit_learn_or_torch() -> None:
     code = (
-        "import sys; from edge_agent.data import load; from shared.config import DataSettings\n"
+        "import sys; from edge_agent.data import load; from shared.config_data import DataSettings\n"
         "assert len(load(DataSettings()).train) > 1000\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'torchvision', 'sklearn', 'scipy', 'PIL')))"
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edge_agent.data.dataset import Dataset
 from edge_agent.data.splits import split
-from shared.config import DataSettings, PartitionSettings
+from shared.config_data import DataSettings, PartitionSettings
 from shared.errors import DataError
 
 

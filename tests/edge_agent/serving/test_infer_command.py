@@ -21,7 +21,7 @@ from edge_agent.export_command import export
 from edge_agent.infer_command import infer
 from edge_agent.infer_service import InService, serve
 from shared.codec import Decoder, encode_message
-from shared.config import BrokerSettings
+from shared.config_base import BrokerSettings
 from shared.errors import ConfigError, DataError, ExportError, LinkClosed
 from shared.link import Connected, Link, Received
 from shared.memory_link import MemoryBroker

@@ -22,7 +22,7 @@ from edge_agent.inference import Network
 from edge_agent.quantization import quantize
 from shared.channel_trace import channel_layout
 from shared.codec import encode_payload
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.errors import ExportError
 from shared.model_state import state_tensors
 from shared.models import example_input

@@ -22,7 +22,7 @@ from shared.algorithms.ditto import DITTO
 from shared.algorithms.per_fedavg import PER_FEDAVG
 from shared.channel_trace import channel_layout
 from shared.codec import encode_payload, open_payload
-from shared.config import DataSettings
+from shared.config_data import DataSettings
 from shared.messages import Blob, Plan, Task
 from shared.model_state import load_tensors, state_tensors
 from shared.models import build_model, example_input

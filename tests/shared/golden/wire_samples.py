@@ -18,7 +18,9 @@ from shared.messages import (
     Presence,
     Receipt,
     Report,
+    Sealed,
     Task,
+    Vitals,
     Want,
 )
 from shared.tensors import Subnet
@@ -41,6 +43,8 @@ MESSAGES: dict[str, Message] = {
             version="0.1",
         ),
     ),
+    "vitals": Vitals(epoch=2, phase="idle", uptime_s=61.5, metrics={"temperature_c": 54.0}),
+    "sealed": Sealed(number=7, body=b"\x80", signature=bytes(range(64))),
     "task": Task(
         run="demo-1",
         action="train",
