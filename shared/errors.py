@@ -4,6 +4,9 @@ TalariaError                 anything below; `code` is stable and travels in mes
 ├── ConfigError              a setting is unknown, of the wrong type or impossible       (exit 2)
 ├── WireError                what came off the wire is not what the protocol allows
 │   ├── MalformedMessage     not a message of this protocol version
+│   │   ├── Unsigned         a coordinator's message without a signature, where only signed ones count
+│   │   ├── Forged           signed by none of the known keys, or for another topic
+│   │   └── Replayed         older than what was believed before
 │   ├── MalformedPayload     header, size, dtype, shape, name or finiteness is wrong
 │   └── DigestMismatch       the bytes are not those that were announced
 ├── RefusedUpdate            well-formed, but not acceptable in this round
@@ -39,6 +42,18 @@ class WireError(TalariaError):
 
 class MalformedMessage(WireError):
     code = "malformed_message"
+
+
+class Unsigned(MalformedMessage):
+    code = "unsigned"
+
+
+class Forged(MalformedMessage):
+    code = "forged"
+
+
+class Replayed(MalformedMessage):
+    code = "replayed"
 
 
 class MalformedPayload(WireError):
