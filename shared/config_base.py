@@ -1,5 +1,6 @@
 """What all settings are made of, and the way to the broker, which both programs have."""
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -60,6 +61,10 @@ class BrokerSettings(Settings):
     key_file: FilePath | None = Field(
         None, description="PEM file of our own private key", examples=["/etc/talaria/client.key"]
     )
+    plaintext: bool = Field(
+        False,
+        description="allow mqtt:// to another machine: whoever is on the way reads, and can change, everything",
+    )
     keepalive_s: int = Field(60, ge=5, le=3600, description="seconds of silence after which the connection is probed")
 
     @field_validator("url")
@@ -82,4 +87,17 @@ class BrokerSettings(Settings):
             raise ValueError("password_file needs username")
         if not self.url.startswith("mqtts:") and (self.ca_file or self.cert_file):
             raise ValueError("certificates need an mqtts:// url")
+        if self.url.startswith("mqtt:") and not self.plaintext and not loopback(urlsplit(self.url).hostname or ""):
+            raise ValueError(
+                f"{self.url!r} leaves this machine in the clear: use mqtts:// (`talaria-coordinator enrol` makes what it "
+                "needs), or set broker.plaintext = true where you trust everybody on the way"
+            )
         return self
+
+
+def loopback(host: str) -> bool:
+    """Whether a connection to this host cannot leave the machine; by its name alone, nothing is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -110,10 +110,22 @@ def test_explain_lists_the_algorithms_own_defaults() -> None:
 
 
 def test_a_broker_may_be_given_as_its_url(write: Write) -> None:
-    assert load_run_config(write('broker = "mqtt://lab:1884"')).config.broker.url == "mqtt://lab:1884"
+    assert load_run_config(write('broker = "mqtts://lab:1884"')).config.broker.url == "mqtts://lab:1884"
     path = write('[broker]\nurl = "embedded"\nkeepalive_s = 9')
-    broker = load_run_config(path, ["broker=mqtt://lab"]).config.broker
-    assert (broker.url, broker.keepalive_s) == ("mqtt://lab", 9)
+    broker = load_run_config(path, ["broker=mqtts://lab"]).config.broker
+    assert (broker.url, broker.keepalive_s) == ("mqtts://lab", 9)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1884", "127.8.0.1", "[::1]"])
+def test_plaintext_needs_no_leave_where_it_stays_on_the_machine(host: str) -> None:
+    assert load_agent_config(None, ["device=a", f"broker=mqtt://{host}"]).config.broker.url == f"mqtt://{host}"
+
+
+def test_plaintext_elsewhere_needs_leave() -> None:
+    given = ["device=a", "broker=mqtt://192.168.1.10"]
+    with pytest.raises(ConfigError, match=r"192\.168\.1\.10' leaves this machine in the clear"):
+        load_agent_config(None, given)
+    assert load_agent_config(None, [*given, "broker.plaintext=true"]).config.broker.plaintext
 
 
 def test_relative_paths_start_at_the_working_directory(
@@ -197,6 +209,8 @@ def test_unknown_profiles_are_found_before_anything_runs() -> None:
         (["broker.cert_file=a", "broker.url=mqtts://x"], "cert_file and key_file belong together"),
         (["broker.ca_file=a"], "certificates need an mqtts:// url"),
         (["broker.password_file=a"], "password_file needs username"),
+        (["broker=mqtt://192.168.1.10"], "leaves this machine in the clear: use mqtts://"),
+        (["broker=mqtt://localhost.example.com"], "set broker.plaintext = true"),
     ],
 )
 def test_impossible_combinations_name_the_remedy(sets: list[str], text: str) -> None:
