@@ -13,18 +13,10 @@ from typing import Any, TypeVar
 
 from brokers import Mosquitto
 
-from shared.config import (
-    AgentConfig,
-    AlgorithmSettings,
-    BrokerSettings,
-    DataSettings,
-    ModelSettings,
-    PartitionSettings,
-    RoundSettings,
-    RunConfig,
-    RunSettings,
-    TransferSettings,
-)
+from shared.config import AgentConfig, AlgorithmSettings, ModelSettings, RunConfig, RunSettings, TransferSettings
+from shared.config_base import BrokerSettings
+from shared.config_data import DataSettings, PartitionSettings
+from shared.config_rounds import RoundSettings
 from shared.link import Received
 from shared.mqtt import MqttLink
 from shared.settings import example_toml
