@@ -10,6 +10,8 @@ downloads/00003/                  what round 3's devices are sent where that is 
 held/phone.payload                the channels of the device's last accepted update, without any tensor
 rounds/00003/phone.update         accepted updates of round 3
 rounds/00003/incoming/            updates that are being received
+kept/00002/                       with run.keep_updates, what the closed round 2 was made of: phone.update, and the
+                                  tensors that it started from as start.payload, once globals/ no longer has them
 reports/phone.json                metrics of the personalized devices
 definition.json                   what devices are told, and the channel layout
 initial.payload                   the complete state that the run starts from, where the settings name one
@@ -66,8 +68,10 @@ RECORD, CHECKPOINT, REPORT = TypeAdapter(RunRecord), TypeAdapter(Checkpoint), Ty
 class RunDirectory:
     """One run's folder. Every method that writes returns when the disk has it; OSError where the disk refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
+        """keep: what closed rounds were made of stays, for an audit."""
         self.path = path
+        self._keep = keep
         self.definition = path / "definition.json"
         self.initial = path / "initial.payload"
         self.template = path / "template.onnx"
@@ -140,12 +144,27 @@ class RunDirectory:
             sync_directory(self.path / "rounds")
         numbers = checkpoint.round - 1, checkpoint.round
         for payload in {*(self.path / "globals").iterdir()} - {self.global_payload(number) for number in numbers}:
-            payload.unlink()
+            if self._keep and payload.suffix == ".payload" and int(payload.stem) < checkpoint.round:
+                self._put_by(payload, self.kept(int(payload.stem)) / "start.payload")
+            else:
+                payload.unlink()
         for folder in {*(self.path / "downloads").iterdir()} - {self.downloads(number) for number in numbers}:
             shutil.rmtree(folder)
         for folder in (self.path / "rounds").iterdir():
             if folder != self._round(checkpoint.round):
+                if self._keep and int(folder.name) < checkpoint.round:
+                    for update in folder.glob("*.update"):
+                        self._put_by(update, self.kept(int(folder.name)) / update.name)
                 shutil.rmtree(folder, ignore_errors=True)  # what is being received there goes the next time
+
+    def _put_by(self, path: Path, place: Path) -> None:
+        """Move a file of a closed round to where an audit looks for it."""
+        if not place.parent.exists():
+            place.parent.mkdir(parents=True)
+            sync_directory(place.parent.parent)
+            sync_directory(self.path)
+        path.replace(place)
+        sync_directory(place.parent)
 
     # --- files of a round -------------------------------------------------------------------------------------------
 
@@ -155,6 +174,10 @@ class RunDirectory:
     def downloads(self, number: int) -> Path:
         """The folder of what is cut and encoded for the devices of this round; made when the first file is."""
         return self.path / "downloads" / f"{number:05}"
+
+    def kept(self, number: int) -> Path:
+        """The folder of what a closed round was made of; there where updates are kept."""
+        return self.path / "kept" / f"{number:05}"
 
     def held(self, device: str) -> Path:
         return self.path / "held" / f"{device}.payload"

@@ -10,6 +10,7 @@ from shared.errors import TalariaError
 COMMANDS = {
     "run": Entry("coordinator.run_command", "Run to the end: rounds, then personalization on every device."),
     "status": Entry("coordinator.status_command", "How the run in RUN_DIR stands, also while it is running."),
+    "audit": Entry("coordinator.audit_command", "Compute every closed round again, and compare it with the journal."),
     "config": Entry("coordinator.config_command", "Settings of a run: `config show`."),
     "export": Entry("coordinator.export_command", "Write the global model of the run in RUN_DIR."),
 }

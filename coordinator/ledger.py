@@ -6,6 +6,8 @@ neither the order of arrival nor a restart may show in the result, not even in i
 Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator at the end of a round.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -85,10 +87,20 @@ class Ledger:
 
         StateError names an update that is damaged by now.
         """
+        updates = self._directory.accepted(number).values()
+        with self.combined(self._directory.global_payload(number), updates) as new:
+            write_tensors(self._directory.global_payload(number + 1), new, self._run, number + 1)
+
+    @contextmanager
+    def combined(self, start: Path, updates: Iterable[Path]) -> Iterator[Subnet]:
+        """What these updates, folded in this order, make of the global tensors in `start`; it ends with the context.
+
+        StateError names an update that is damaged by now.
+        """
         accumulator = self._algorithm.aggregate(self._layout, self._settings)
-        with open_payload(self._directory.global_payload(number), limit=self.limit) as start:
-            tensors = start.subnet.tensors
-            for path in self._directory.accepted(number).values():
+        with open_payload(start, limit=self.limit) as before:
+            tensors = before.subnet.tensors
+            for path in updates:
                 try:
                     with open_payload(path, limit=self.limit) as payload:
                         subnet = payload.subnet
@@ -99,8 +111,7 @@ class Ledger:
                     raise _damaged(path, error) from error
             aggregate = accumulator.result(tensors)
             sent = aggregate.alive if aggregate.valid is None else aggregate.valid
-            new = Subnet(aggregate.tensors, None if kept(sent) == 1 else sent)
-            write_tensors(self._directory.global_payload(number + 1), new, self._run, number + 1)
+            yield Subnet(aggregate.tensors, None if kept(sent) == 1 else sent)
 
     def _read_largest(self, number: int) -> dict[str, float]:
         """The largest absolute value of every float tensor that round `number` starts from."""
