@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.codec import encode_message
+from coordinator.voice import PLAIN, Voice
 from shared.link import Link
 from shared.messages import Blob, CoordinatorState, Task
 from shared.topics import Topics
@@ -27,12 +27,18 @@ class Board:
     """
 
     def __init__(
-        self, link: Link, topics: Topics, clock: Callable[[], float], published: tuple[Blob, ...] = ()
+        self,
+        link: Link,
+        topics: Topics,
+        clock: Callable[[], float],
+        published: tuple[Blob, ...] = (),
+        voice: Voice = PLAIN,
     ) -> None:
         """`published`: payloads that an earlier start of this coordinator may have left with the broker."""
         self._link = link
         self._topics = topics
         self._clock = clock
+        self._voice = voice
         self._state: CoordinatorState | None = None
         self._state_due = False
         self._wanted: dict[Blob, Path] = {}
@@ -99,7 +105,8 @@ class Board:
             self._changed.clear()
             if self._state_due and self._state is not None:
                 self._state_due = False
-                await self._link.publish(self._topics.coordinator, encode_message(self._state), retain=True)
+                topic = self._topics.coordinator
+                await self._link.publish(topic, self._voice(topic, self._state), retain=True)
             await self._publish_payloads()
             due, self._due = self._due, set()
             await asyncio.gather(*map(self._publish_order, sorted(due)))
@@ -121,12 +128,12 @@ class Board:
                 self._left.discard(blob)
 
     async def _publish_order(self, device: str) -> None:
-        order = self._orders[device]
+        order, topic = self._orders[device], self._topics.task(device)
         payload = b""
         if order is not None:
             left = max(0.0, order.deadline - self._clock())
-            payload = encode_message(order.task.model_copy(update={"time_left_s": left}))
-        await self._link.publish(self._topics.task(device), payload, retain=True)
+            payload = self._voice(topic, order.task.model_copy(update={"time_left_s": left}))
+        await self._link.publish(topic, payload, retain=True)
 
     async def _clear_payloads(self) -> None:
         while blob := next((blob for blob in self._up | self._left if blob not in self._wanted), None):

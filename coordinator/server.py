@@ -38,7 +38,7 @@ from coordinator.fleet import Fleet
 from coordinator.inbox import Inbox, Job
 from coordinator.payloads import Payloads
 from coordinator.preparation import InChild, Preparation
-from shared.codec import encode_message
+from coordinator.voice import Voice
 from shared.config import RunConfig
 from shared.errors import ConfigError, LinkError, TalariaError
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
@@ -74,7 +74,8 @@ class Coordinator:
     ) -> None:
         self._config = config
         self._open_link = open_link
-        self._directory = RunDirectory(run_dir)
+        self._directory = RunDirectory(run_dir, keep=config.run.keep_updates)
+        self._voice = Voice(config.run.signing_key)
         self._topics = Topics(config.run.fleet)
         self._fleet = Fleet()
         self._clock = time.monotonic
@@ -143,7 +144,7 @@ class Coordinator:
         needs = Needs.of(ledger.limit, prunes=ledger.prunes)
         self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=needs)
         self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
-        will = Will(self._topics.coordinator, encode_message(self._gone))
+        will = Will(self._topics.coordinator, self._voice(self._topics.coordinator, self._gone))
         self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
         await self._link.open()
         try:
@@ -154,11 +155,11 @@ class Coordinator:
         finally:
             with contextlib.suppress(LinkError, TimeoutError):
                 async with asyncio.timeout(GOODBYE_S):
-                    await self._link.publish(self._topics.coordinator, encode_message(self._gone), retain=True)
+                    await self._link.publish(will.topic, will.payload, retain=True)
             await self._link.close()
 
     async def _serve(self, checkpoint: Checkpoint, ledger: "Ledger") -> None:
-        board = Board(self._link, self._topics, self._clock, checkpoint.payloads)
+        board = Board(self._link, self._topics, self._clock, checkpoint.payloads, self._voice)
         self._inbox = inbox = Inbox(
             topics=self._topics,
             engine=self._engine,
@@ -241,7 +242,8 @@ class Coordinator:
     # --- out ----------------------------------------------------------------------------------------------------------
 
     def _answer(self, device: str, message: Downlink) -> None:
-        task = self._group.create_task(self._link.publish(self._topics.down(device), encode_message(message)))
+        topic = self._topics.down(device)
+        task = self._group.create_task(self._link.publish(topic, self._voice(topic, message)))
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import metadata
 
 from edge_agent import health
+from edge_agent.ears import Ears
 from edge_agent.events import (
     Action,
     Announce,
@@ -35,7 +36,7 @@ from edge_agent.trainer import Trainer
 from edge_agent.trainer import Work as DoJob
 from edge_agent.upload import Upload
 from edge_agent.workbench import Workbench
-from shared.codec import decode_coordinator, decode_downlink, decode_task, encode_message
+from shared.codec import encode_message
 from shared.config import AgentConfig
 from shared.encoding import LIKED
 from shared.errors import LinkError, MalformedMessage, PacketTooLarge
@@ -83,13 +84,14 @@ class Agent:
         self._bench = Workbench(config, self._profile, self._store, self._link, do, self._count, self._tell)
         self._upload = Upload(self._link, self._topics.up(config.device), self._store)
         self._session = Session(self._store.done, self._store.answer)
+        self._ears = Ears(config.coordinator_key, config.state_dir)
+        self.refused = self._ears.refused
         self._outbox: asyncio.Queue[tuple[str, bytes, bool]] = asyncio.Queue()
         self._first_contact = asyncio.Event()
         self._subscribed = False
         self._deadlines: dict[Key, float] = {}
         self._run = self._store.done.run if self._store.done else ""
         self._stopping = asyncio.Event()
-        self.malformed = 0
 
     async def run(self) -> None:
         """Serve until `stop`. LinkError where the broker will never take us (credentials, certificate)."""
@@ -155,18 +157,17 @@ class Agent:
                     try:
                         self._received(topic, payload)
                     except MalformedMessage as error:
-                        self.malformed += 1
-                        log.warning("ignored a message on %s: %s", topic, error)
+                        self._ears.refuse(topic, error)
 
     def _received(self, topic: str, payload: bytes) -> None:
         device = self._config.device
         if topic == self._topics.coordinator:
             if payload:
-                self._tell(decode_coordinator(payload))
+                self._tell(self._ears.coordinator(topic, payload))
         elif topic == self._topics.task(device):
             self._asked(payload)
         elif topic == self._topics.down(device):
-            message = decode_downlink(payload)
+            message = self._ears.downlink(topic, payload)
             if isinstance(message, Chunk):
                 self._bench.take_chunk(message.digest, message.index, message.data)
             else:
@@ -180,7 +181,7 @@ class Agent:
         if not payload:
             self._tell(TaskCleared())
             return
-        task = decode_task(payload)
+        task = self._ears.task(self._topics.task(self._config.device), payload)
         self._deadlines[Key.of(task)] = time.monotonic() + task.time_left_s
         self._run = task.run
         self._check_health()

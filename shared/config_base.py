@@ -89,8 +89,8 @@ class BrokerSettings(Settings):
             raise ValueError("certificates need an mqtts:// url")
         if self.url.startswith("mqtt:") and not self.plaintext and not loopback(urlsplit(self.url).hostname or ""):
             raise ValueError(
-                f"{self.url!r} leaves this machine in the clear: use mqtts:// (`talaria-coordinator enrol` makes what it "
-                "needs), or set broker.plaintext = true where you trust everybody on the way"
+                f"{self.url!r} leaves this machine in the clear: use mqtts:// (`talaria-coordinator enrol` makes what "
+                "it needs), or set broker.plaintext = true where you trust everybody on the way"
             )
         return self
 

@@ -23,17 +23,15 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from shared.codec import Decoder, encode_message
+from shared.codec import decode_any, encode_message
 from shared.errors import ConfigError, Forged, Replayed, Unsigned
 from shared.files import atomic_write
-from shared.messages import AnyMessage, Sealed
+from shared.messages import Sealed
 
 DOMAIN = b"talaria/1\0"
 RESERVED = 60_000
 """Numbers that one write of the mark reserves: a write a minute, up to a thousand messages a second."""
 KIND = "ed25519"
-
-_decode = Decoder[AnyMessage](AnyMessage)
 
 Marks = Mapping[str, Mapping[str, int]]
 """Public key -> topic -> the largest number that was believed."""
@@ -123,7 +121,7 @@ class Verifier:
     def open(self, topic: str, payload: bytes) -> bytes:
         """The body. Unsigned for a message that is not sealed, Forged where no key fits the topic and the bytes,
         Replayed for an older number; MalformedMessage for what is no message at all."""
-        sealed = _decode(payload)
+        sealed = decode_any(payload)
         if not isinstance(sealed, Sealed):
             raise Unsigned(
                 f"an unsigned {sealed.kind} on {topic!r}: the coordinator signs where it has run.signing_key"
@@ -140,13 +138,6 @@ class Verifier:
             self._marks[line][topic] = sealed.number
             return sealed.body
         raise Forged(f"none of {len(self._keys)} known keys has signed the message on {topic!r}: is it an old key?")
-
-
-def unsealed(payload: bytes) -> bytes:
-    """The body of a sealed message, its signature not looked at, for those who hold no key; any other message itself.
-    MalformedMessage for what is none."""
-    message = _decode(payload)
-    return message.body if isinstance(message, Sealed) else payload
 
 
 def public_line(key: Ed25519PublicKey) -> str:

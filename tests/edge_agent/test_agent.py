@@ -381,7 +381,7 @@ async def test_garbage_is_counted_and_harmless(
             link.publish(coordinator.topics.coordinator, payload, retain=False)
         await train(coordinator)
         await coordinator.hears(Offer)
-        assert agent.malformed == 3 * len(garbage)
+        assert agent.refused.total() == 3 * len(garbage)
 
 
 async def test_an_unhealthy_device_says_so_and_refuses(

@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.codec import decode_sealed, encode_message
+from shared.codec import decode_sealed, encode_message, unsealed
 from shared.errors import ConfigError, Forged, MalformedMessage, Replayed, Unsigned
 from shared.messages import Receipt, Sealed
-from shared.seal import RESERVED, Signer, Verifier, public_line, read_public_keys, signed_bytes, unsealed
+from shared.seal import RESERVED, Signer, Verifier, public_line, read_public_keys, signed_bytes
 
 RECEIPT = encode_message(Receipt(run="r", round=1, answers="offer", accepted=True))
 TOPIC = "fleet/down/kitchen"
