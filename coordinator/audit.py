@@ -63,7 +63,7 @@ def _audit(directory: RunDirectory, run: str) -> Audit:
     ledger = Ledger(directory, checkpoint.round)
     for before, line in zip([None, *closed], closed, strict=False):
         number, start = line["round"], _start(directory, line["round"])
-        if start is None and not directory.kept(number).exists():
+        if not directory.kept(number).exists():
             found.unkept.append(number)
         elif start is None:
             found.faults.append(f"round {number}: the global tensors that it started from are missing")

@@ -144,15 +144,16 @@ class RunDirectory:
             sync_directory(self.path / "rounds")
         numbers = checkpoint.round - 1, checkpoint.round
         for payload in {*(self.path / "globals").iterdir()} - {self.global_payload(number) for number in numbers}:
-            if self._keep and payload.suffix == ".payload" and int(payload.stem) < checkpoint.round:
-                self._put_by(payload, self.kept(int(payload.stem)) / "start.payload")
+            kept = self.kept(int(payload.stem))
+            if self._keep and payload.suffix == ".payload" and kept.exists():
+                self._put_by(payload, kept / "start.payload")  # its updates are there since the round was closed
             else:
                 payload.unlink()
         for folder in {*(self.path / "downloads").iterdir()} - {self.downloads(number) for number in numbers}:
             shutil.rmtree(folder)
         for folder in (self.path / "rounds").iterdir():
             if folder != self._round(checkpoint.round):
-                if self._keep and int(folder.name) < checkpoint.round:
+                if self._keep:
                     for update in folder.glob("*.update"):
                         self._put_by(update, self.kept(int(folder.name)) / update.name)
                 shutil.rmtree(folder, ignore_errors=True)  # what is being received there goes the next time
