@@ -89,7 +89,7 @@ class Conductor:
         else:
             entries = await asyncio.to_thread(self._ledger.accepted, number)
             answered = list(entries)
-        self._engine.restore(snapshot, answered, self._clock())
+        self._engine.restore(snapshot, [(device, number) for device in answered], self._clock())
         await self._payloads.turn(number)
         if snapshot.phase is Phase.PERSONALIZING or snapshot.attempt:
             self._payloads.recut()

@@ -26,8 +26,30 @@ class DeviceOffline:
 
 
 @dataclass(frozen=True)
+class DeviceAsleep:
+    """The device left on purpose, and means to be back in so many seconds."""
+
+    device: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Nothing is asked of the device, nor taken from it, until it is released. Said again after every start."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Released:
+    """The device's quarantine is over."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class UpdateAccepted:
-    """A welcome update has been admitted and is on disk."""
+    """A welcome update has been admitted and is on disk. `round`: the one that it started from."""
 
     device: str
     round: int
@@ -55,7 +77,17 @@ class Tick:
     """Time has passed."""
 
 
-Event: TypeAlias = DeviceOnline | DeviceOffline | UpdateAccepted | DeviceFailed | Reported | Tick
+Event: TypeAlias = (
+    DeviceOnline
+    | DeviceOffline
+    | DeviceAsleep
+    | Quarantined
+    | Released
+    | UpdateAccepted
+    | DeviceFailed
+    | Reported
+    | Tick
+)
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -123,21 +155,23 @@ class Verdict(StrEnum):
     STALE = "stale"
     FUTURE = "future"
     NOT_IN_COHORT = "not_in_cohort"
+    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """What a checkpoint keeps of the engine. Who is online is not in it: presence is retained at the broker.
 
+    asked     device -> the round that what it was asked for starts from
     known     devices that could train at some time of the run
-    answered  device -> the last round that it answered, with an update or a report
+    answered  device -> the last round that it answered, or started from, with an update or a report
     """
 
     phase: Phase = Phase.GATHERING
     closed: int = 0
     attempt: int = 0
     cohort: tuple[str, ...] = ()
-    asked: tuple[str, ...] = ()
+    asked: dict[str, int] = field(default_factory=dict)
     known: tuple[str, ...] = ()
     answered: dict[str, int] = field(default_factory=dict)
     turns: dict[str, Turns] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from coordinator.events import DeviceOffline, DeviceOnline
+from coordinator.events import DeviceAsleep, DeviceOffline, DeviceOnline
 from shared.messages import Capabilities, Presence
 
 
@@ -13,6 +13,7 @@ from shared.messages import Capabilities, Presence
 class Twin:
     """One device, as seen from here. Counters are since the start of this coordinator.
 
+    asleep_s    how long it said that it would sleep, when it was heard of last; None: it does not sleep
     last_seen   seconds of the coordinator's monotonic clock
     bytes_up    packets with chunks of its updates
     bytes_down  packets of the payloads that it was told to fetch, and of chunks that were sent to it again
@@ -20,6 +21,7 @@ class Twin:
 
     device: str
     online: bool = False
+    asleep_s: float | None = None
     epoch: int = -1
     capabilities: Capabilities | None = None
     last_seen: float = 0.0
@@ -65,7 +67,9 @@ class Fleet:
             for twin in sorted(self, key=lambda twin: twin.device)
         }
 
-    def presence(self, device: str, presence: Presence, now: float) -> DeviceOnline | DeviceOffline | None:
+    def presence(
+        self, device: str, presence: Presence, now: float
+    ) -> DeviceOnline | DeviceAsleep | DeviceOffline | None:
         """Take note; what the engine should hear of it, None where that is nothing new.
 
         A message of an earlier epoch than the last one known is late: the broker tells of an agent's death only after
@@ -74,13 +78,13 @@ class Fleet:
         twin = self[device]
         if presence.epoch < twin.epoch:
             return None
-        changed = (twin.online, twin.epoch, twin.capabilities) != (
-            presence.online,
-            presence.epoch,
-            presence.capabilities if presence.online else twin.capabilities,
-        )
-        twin.epoch, twin.online, twin.last_seen = presence.epoch, presence.online, now
-        if not presence.online:
-            return DeviceOffline(device) if changed else None
-        twin.capabilities = presence.capabilities
-        return DeviceOnline(device, presence.capabilities)
+        asleep = None if presence.online else presence.asleep_s
+        changed = (twin.online, twin.epoch, twin.asleep_s) != (presence.online, presence.epoch, asleep)
+        twin.epoch, twin.online, twin.asleep_s, twin.last_seen = presence.epoch, presence.online, asleep, now
+        if presence.online or presence.capabilities is not None:
+            twin.capabilities = presence.capabilities
+        if presence.online:
+            return DeviceOnline(device, presence.capabilities)
+        if not changed:
+            return None
+        return DeviceOffline(device) if asleep is None else DeviceAsleep(device, asleep)

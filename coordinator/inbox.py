@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from coordinator.chronicle import Chronicle
 from coordinator.engine import RoundEngine
-from coordinator.events import Action, DeviceFailed, DeviceOffline, Event, Verdict
+from coordinator.events import Action, DeviceAsleep, DeviceFailed, DeviceOffline, Event, Verdict
 from coordinator.fleet import Fleet
 from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import Assembly
@@ -43,6 +43,7 @@ EXPLAINED = {
     Verdict.STALE: "the round is closed",
     Verdict.FUTURE: "the round has not been opened",
     Verdict.NOT_IN_COHORT: "this device was not asked",
+    Verdict.QUARANTINED: "this device is in quarantine",
 }
 
 
@@ -135,13 +136,14 @@ class Inbox:
         event = self._fleet.presence(device, presence, self._clock())
         if event is None:
             return
-        if isinstance(event, DeviceOffline) and self.desk is not None:
+        if isinstance(event, DeviceOffline | DeviceAsleep) and self.desk is not None:
             self.desk.gone(device)
         capabilities = self._fleet[device].capabilities
         self._chronicle.tell(
             "device",
             device=device,
             online=presence.online,
+            asleep_s=None if presence.online else presence.asleep_s,
             profile=capabilities.profile if capabilities else "",
             unfit=self._engine.unfit(capabilities),
         )

@@ -201,7 +201,7 @@ def test_a_checkpoint_comes_back_as_it_was(begin: Begin) -> None:
             closed=0,
             attempt=2,
             cohort=("a",),
-            asked=("a", "b"),
+            asked={"a": 3, "b": 3},
             known=("a", "b", "c"),
             answered={"c": 1},
         ),

@@ -3,7 +3,7 @@
 import pytest
 
 from coordinator.cohort import Needs
-from coordinator.engine import TRANSITIONS, RoundEngine, diagram
+from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
     CloseRound,
@@ -21,6 +21,7 @@ from coordinator.events import (
     UpdateAccepted,
     Verdict,
 )
+from coordinator.transitions import diagram
 from shared.config_rounds import RoundSettings
 from shared.messages import Capabilities
 
@@ -317,7 +318,7 @@ def test_a_restart_continues_the_same_attempt(answered: tuple[str, ...]) -> None
     before = engine(min_devices=3)
     online(before, "a", "b", "c")
     after = engine(min_devices=3)
-    after.restore(before.snapshot(), answered, now=1000)
+    after.restore(before.snapshot(), [(device, 1) for device in answered], now=1000)
     assert (after.phase, after.round, after.attempt, after.cohort) == (Phase.COLLECTING, 1, 1, ("a", "b", "c"))
     assert after.next_deadline(1000) == 1100
     assert after.answered() == set(answered)
@@ -332,7 +333,7 @@ def test_a_restart_in_the_personalization_waits_for_the_same_devices() -> None:
     before = personalizing("c")
     before.handle(DeviceOffline("c"), 2)
     after = engine()
-    after.restore(before.snapshot(), ["a"], now=0)
+    after.restore(before.snapshot(), [("a", 2)], now=0)
     assert after.phase is Phase.PERSONALIZING
     assert after.next_deadline(0) == 50
     assert after.handle(Reported("b", 2), 1) == []  # c is away, and waited for
@@ -345,8 +346,8 @@ def test_the_empty_snapshot_is_a_fresh_engine() -> None:
 
 
 def test_the_diagram_shows_every_transition_with_its_command() -> None:
-    text = diagram()
+    text = diagram(RoundEngine.transitions)
     assert text.startswith("stateDiagram-v2\n    [*] --> gathering\n")
-    assert text.count(" --> ") == len(TRANSITIONS) + 2
-    assert "collecting --> gathering: all answered or deadline, with quorum / CloseRound" in text
+    assert text.count(" --> ") == len(RoundEngine.transitions) + 2
+    assert "collecting --> gathering: enough answered or deadline, with quorum / CloseRound" in text
     assert "personalizing --> finished: all reported or deadline / Finish" in text

@@ -137,7 +137,7 @@ class AnyOrder(RuleBasedStateMachine):
         snapshot = self.engine.snapshot()
         answered = self.counted.get(self.engine.round, [])
         fresh = RoundEngine("run", self.settings, seed=self.seed)
-        fresh.restore(snapshot, answered, self.now)
+        fresh.restore(snapshot, [(name, self.engine.round) for name in answered], self.now)
         assert fresh.snapshot() == snapshot
         assert fresh.answered() == set(answered)
         self.engine = fresh
