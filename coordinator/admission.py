@@ -1,9 +1,11 @@
 """Is this update acceptable? Asked of every update before anything is made of it."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +13,21 @@ import numpy as np
 from shared.aggregation import Update
 from shared.channels import ChannelLayout
 from shared.codec import open_payload
+from shared.config_rounds import AdmissionSettings
 from shared.encoding import Encoding
 from shared.errors import MalformedPayload, RefusedUpdate
 from shared.messages import PayloadHeader
-from shared.tensors import Array, Masks, Tensors
+from shared.pruning import take
+from shared.tensors import Array, Masks, Subnet, Tensors
 
 LARGEST = 1e30
 """Bound of weight * value: far above any model, and hundreds of millions of such terms still fit a float32 sum."""
+LATELY = 100
+"""Accepted updates that a new one is compared with."""
+FEW = 3
+"""Accepted updates without which there is nothing to compare with."""
+BLOCK = 1 << 16
+"""Elements whose squares are summed at once."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,59 @@ class Admission:
         for name, array in tensors.items():
             if array.dtype.kind == "f" and not (largest(array) + start.get(name, 0.0)) * weight <= LARGEST:
                 raise RefusedUpdate("not_finite", f"{name} holds values that no sum can take (weight {weight})")
+
+
+class Bounds:
+    """How far an update may move, and how much it may weigh, beside those that were accepted lately.
+
+    A median is not moved by fewer than half of what it is taken of, so liars who are a minority cannot move a bound.
+    The first FEW updates of a run are compared with nothing; a robust rule (shared.robust) bears them.
+    """
+
+    def __init__(self, settings: AdmissionSettings) -> None:
+        self._settings = settings
+        self._norms: deque[float] = deque(maxlen=LATELY)
+        self._weights: deque[float] = deque(maxlen=LATELY)
+
+    def check(self, norm: float, weight: float) -> None:
+        """RefusedUpdate for an update of this norm (`distance`) and weight, where it is too far beside the others."""
+        settings = self._settings
+        _check_bound("norm_too_large", "moved by a norm of", norm, self._norms, settings.max_norm, "admission.max_norm")
+        _check_bound("weight_too_large", "weighs", weight, self._weights, settings.max_weight, "admission.max_weight")
+
+    def add(self, norm: float, weight: float) -> None:
+        """One more was accepted."""
+        self._norms.append(norm)
+        self._weights.append(weight)
+
+
+def _check_bound(code: str, what: str, value: float, before: deque[float], times: float | None, setting: str) -> None:
+    if times is None or len(before) < FEW:
+        return
+    usual = median(before)
+    if value > times * usual:
+        raise RefusedUpdate(
+            code, f"it {what} {value:.6g}; {setting} = {times:g} times the median {usual:.6g} is {times * usual:.6g}"
+        )
+
+
+def distance(update: Subnet, start: Tensors | None, layout: ChannelLayout | None) -> float:
+    """L2 norm, over all floats that an update holds, of what it changed. start: the dense tensors that it started from;
+    None: it is a difference already."""
+    total = 0.0
+    for name, array in update.tensors.items():
+        if array.dtype.kind == "f":
+            ours = array.reshape(-1)
+            theirs = None
+            if start is not None:
+                dense = {name: start[name]}
+                theirs = (dense if layout is None else take(dense, layout, update.held))[name].reshape(-1)
+            for at in range(0, ours.size, BLOCK):
+                change = ours[at : at + BLOCK].astype(np.float64)
+                if theirs is not None:
+                    change -= theirs[at : at + BLOCK]
+                total += float(change @ change)
+    return float(np.sqrt(total))
 
 
 def largest(array: Array) -> float:

@@ -1,12 +1,13 @@
 """The history of a run: one JSON line per closed round, and one for the personalization. Append-only, never twice.
 
 {"event": "round", "round", "attempts", "cohort": [device], "accepted": [{"device", "examples", "weight", "bytes",
- "encoding", "kept", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...], "wall_s",
- "bytes_down", "bytes_up", "payload_bytes", "digest"}
+ "encoding", "kept", "norm", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...],
+ "wall_s", "bytes_down", "bytes_up", "payload_bytes", "digest"}
 {"event": "personalized", "round", "devices": [{"device", "examples", "metrics"}], "absent": [device], "evaluation",
  "rejected": [...], "failed": [...], "wall_s", "digest"}
 
 kept           share of the channels that the update held, 1 for a dense one
+norm           L2 norm of what the update changed, over all floats that it holds (coordinator.admission.distance)
 evaluation     {"accuracy": spread, "accuracy_global": spread} over the devices of `accepted`, or `devices`, that tell
                these metrics and their test examples; a spread is a shared.evaluation.Spread
 absent         devices that could train at some time of the run, and neither reported nor failed in the end

@@ -1,4 +1,5 @@
-"""The mean of many partial models: what the coordinator makes of the updates of one round."""
+"""The mean of many partial models: what the coordinator makes of the updates of one round. shared.robust has the rules
+for fleets in which some lie."""
 
 import math
 import warnings
@@ -47,11 +48,14 @@ class Aggregate:
     tensors  dense, names, shapes and dtypes as before the round
     valid    units whose coordinates were held by every update; elsewhere devices keep their own. None: all are valid
     alive    units that some update held; devices give the others up. None: all are alive
+    exposed  share of the averaged coordinates in which a rule that should bear hostile updates could not, as too few
+             updates hold them (shared.robust); 0 for a rule that promises nothing
     """
 
     tensors: Tensors
     valid: Masks | None = None
     alive: Masks | None = None
+    exposed: float = 0.0
 
 
 class Accumulator(Protocol):
@@ -63,6 +67,52 @@ class Accumulator(Protocol):
     def result(self, previous: Tensors) -> Aggregate:
         """The new global model after the last `add`; ends this accumulator. `previous` is not changed, but tensors
         to which nobody contributed are shared with it."""
+
+
+class Rule(Protocol):
+    """What becomes of the values of one coordinate: makes an accumulator for one round (shared.robust has others)."""
+
+    def __call__(self, layout: ChannelLayout | None, *, overlap: Overlap) -> Accumulator:
+        """layout: None where all updates are dense."""
+
+
+class Holders:
+    """Which units the updates of a round hold."""
+
+    def __init__(self, layout: ChannelLayout | None, overlap: Overlap) -> None:
+        self._layout = layout
+        self._overlap = overlap
+        self._whole = False
+        self.by_all: Masks | None = None
+        """Units that every update holds; None: all."""
+        self._by_some: Masks | None = None
+
+    def add(self, held: Masks | None) -> Masks | None:
+        """One more update; its masks, None where it holds everything."""
+        if held is None or all(mask.all() for mask in held.values()):
+            self._whole = True
+            return None
+        by_all, by_some = self.by_all or held, self._by_some or held
+        self.by_all = {group: mask & by_all[group] for group, mask in held.items()}
+        self._by_some = {group: mask | by_some[group] for group, mask in held.items()}
+        return held
+
+    def kept(self, name: str, held: Masks | None) -> tuple[Index | None, ...]:
+        """Where a tensor that is cut down to `held` lies in the dense one (ChannelLayout.index)."""
+        if held is None:
+            return ()
+        if self._layout is None:
+            raise ValueError("a partial update cannot be placed without the model's channel layout")
+        return self._layout.index(name, held)
+
+    def aggregate(self, tensors: Tensors, exposed: float = 0.0) -> Aggregate:
+        """The new global model with what `overlap` says of its units."""
+        return Aggregate(
+            tensors,
+            valid=self.by_all if self._overlap is Overlap.ALL else None,
+            alive=self._by_some if self._overlap is Overlap.AGREED and not self._whole else None,
+            exposed=exposed,
+        )
 
 
 @dataclass
@@ -90,27 +140,17 @@ class WeightedMean:
     def __init__(self, layout: ChannelLayout | None, *, overlap: Overlap) -> None:
         self._layout = layout
         self._overlap = overlap
+        self._holders = Holders(layout, overlap)
         self._sums: dict[str, _Sum] = {}
-        self._valid: Masks | None = None
-        self._alive: Masks | None = None
-        self._whole = False
 
     def add(self, update: Update) -> None:
-        held = update.subnet.held
-        if held is not None and all(mask.all() for mask in held.values()):
-            held = None
-        if held is None:
-            self._whole = True
-        else:
-            valid, alive = self._valid or held, self._alive or held
-            self._valid = {group: mask & valid[group] for group, mask in held.items()}
-            self._alive = {group: mask | alive[group] for group, mask in held.items()}
+        held = self._holders.add(update.subnet.held)
         if update.weight == 0:
             return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
             for name, array in update.subnet.tensors.items():
-                kept = self._kept(name, held)
+                kept = self._holders.kept(name, held)
                 if self._layout is None or all(positions is None for positions in kept):
                     self._add_whole(name, array, update.weight)
                 else:
@@ -121,11 +161,7 @@ class WeightedMean:
         for name, before in previous.items():
             if (total := self._sums.pop(name, None)) is not None:
                 tensors[name] = self._mean(name, total, before)
-        return Aggregate(
-            tensors,
-            valid=self._valid if self._overlap is Overlap.ALL else None,
-            alive=self._alive if self._overlap is Overlap.AGREED and not self._whole else None,
-        )
+        return self._holders.aggregate(tensors)
 
     def _add_whole(self, name: str, array: Array, weight: float) -> None:
         if name not in self._sums:
@@ -137,17 +173,9 @@ class WeightedMean:
             np.maximum(total.values, array, out=total.values)
         total.whole += weight
 
-    def _kept(self, name: str, held: Masks | None) -> tuple[Index | None, ...]:
-        if held is None:
-            return ()
-        if self._layout is None:
-            raise ValueError("a partial update cannot be placed without the model's channel layout")
-        return self._layout.index(name, held)
-
     def _add_partial(self, name: str, array: Array, kept: tuple[Index | None, ...], axes: Axes, weight: float) -> None:
         if name not in self._sums:
-            dense = tuple(size if units is None else len(units) for size, units in zip(array.shape, axes, strict=True))
-            self._sums[name] = _Sum(_lowest(dense, array.dtype))
+            self._sums[name] = _Sum(_lowest(dense_shape(array.shape, axes), array.dtype))
         total = self._sums[name]
         if array.dtype.kind == "f":
             _scatter(total.values, torch.from_numpy(array), kept, weight)
@@ -166,7 +194,7 @@ class WeightedMean:
         weights: Array = np.asarray(total.whole, np.float32)
         if total.partial is not None:
             weights = np.add(total.partial, weights, out=total.partial)
-        elif self._layout and self._overlap is Overlap.ALL and (kept := self._kept(name, self._valid)):
+        elif self._layout and self._overlap is Overlap.ALL and (kept := self._holders.kept(name, self._holders.by_all)):
             weights = np.zeros(_unit_shape(before.shape, self._layout.axes[name]), np.float32)
             weights[selection(kept, weights.shape)] = total.whole
         if total.values.dtype.kind == "f":
@@ -180,6 +208,11 @@ def _lowest(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "f":
         return np.zeros(shape, max(dtype, np.dtype(np.float32)))
     return np.full(shape, False if dtype.kind == "b" else np.iinfo(dtype).min, dtype)
+
+
+def dense_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:
+    """The shape of the tensor of which one of `shape` is cut; `axes`: those of its ChannelLayout."""
+    return tuple(size if units is None else len(units) for size, units in zip(shape, axes, strict=True))
 
 
 def _unit_shape(shape: tuple[int, ...], axes: Axes) -> tuple[int, ...]:

@@ -82,6 +82,13 @@ class AdmissionSettings(Settings):
         description="an update that moved further than so many times the median of the updates before is refused",
         examples=[5.0],
     )
+    max_weight: float | None = Field(
+        None,
+        gt=1,
+        description="an update that weighs more than so many times the median of the updates before is refused; how "
+        "many examples a device has is only what it says",
+        examples=[20.0],
+    )
     quarantine_after: int | None = Field(
         5,
         ge=1,

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from shared.aggregation import Accumulator, Overlap, WeightedMean
+from shared.aggregation import Accumulator, Overlap, Rule
 from shared.channels import ChannelLayout
 from shared.model_state import load_tensors, state_tensors
 from shared.partition import batch_norm_names
@@ -156,9 +156,9 @@ def finetuned(round_: DeviceRound, hp: Any) -> nn.Module:
     return model
 
 
-def weighted_mean(layout: ChannelLayout | None, hp: Any) -> Accumulator:
-    """The weighted mean over the devices that hold each coordinate; without masks, FedAvg."""
-    return WeightedMean(layout, overlap=Overlap.ANY)
+def over_all_that_hold_it(layout: ChannelLayout | None, hp: Any, rule: Rule) -> Accumulator:
+    """The run's rule, for each coordinate over the devices that hold it; with the mean and without masks, FedAvg."""
+    return rule(layout, overlap=Overlap.ANY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class Algorithm:
     personalize  device: the model to evaluate and to put into service: a new module. Leaves model and memory untouched;
                  it gets a copy of the round, with a generator of its own, whose `held` it sets to the channels of what
                  it returns, where they are fewer
-    aggregate    coordinator: a fresh accumulator per round
+    aggregate    coordinator: a fresh accumulator per round, of the rule that the run's settings name
     prunes       its subnets may hold only some channels, so the model's channel layout must be resolved
     """
 
@@ -184,7 +184,7 @@ class Algorithm:
     train: Callable[[DeviceRound, Any], None] = train
     upload: Callable[[DeviceRound, Any], Subnet] = upload_received
     personalize: Callable[[DeviceRound, Any], nn.Module] = finetuned
-    aggregate: Callable[[ChannelLayout | None, Any], Accumulator] = weighted_mean
+    aggregate: Callable[[ChannelLayout | None, Any, Rule], Accumulator] = over_all_that_hold_it
     prunes: bool = False
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from shared.aggregation import Update
+from shared.aggregation import Update, WeightedMean
 from shared.algorithms.base import Algorithm, DeviceRound, Hyperparameters
 from shared.algorithms.device import Setup, check_fits, open_round, personal_model, remember, set_up
 from shared.codec import decode_payload, encode_payload
@@ -122,7 +122,7 @@ def averages_equals_to_themselves(algorithm: Algorithm, hp: Hyperparameters) -> 
     setup = _setup(algorithm, hp)
     _, round_ = _two_rounds(setup)
     upload = algorithm.upload(round_, setup.hp)
-    accumulator = algorithm.aggregate(setup.layout, setup.hp)
+    accumulator = algorithm.aggregate(setup.layout, setup.hp, WeightedMean)
     for weight in (1.0, 2.0, 5.0):
         accumulator.add(Update(upload, weight))
     previous = _initial(setup).tensors
@@ -217,7 +217,7 @@ def _one_round(setup: Setup) -> tuple[Tensors, Subnet]:
     """What the device remembers after the first round, and what it receives in the second."""
     round_ = _round(setup, _initial(setup), {}, number=1)
     setup.algorithm.train(round_, setup.hp)
-    accumulator = setup.algorithm.aggregate(setup.layout, setup.hp)
+    accumulator = setup.algorithm.aggregate(setup.layout, setup.hp, WeightedMean)
     accumulator.add(Update(setup.algorithm.upload(round_, setup.hp), 1.0))
     aggregate = accumulator.result(_initial(setup).tensors)
     tensors = aggregate.tensors if setup.layout is None else take(aggregate.tensors, setup.layout, aggregate.valid)

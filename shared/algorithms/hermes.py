@@ -31,7 +31,7 @@ import numpy as np
 from pydantic import AfterValidator, Field
 from torch import nn
 
-from shared.aggregation import Accumulator, Overlap, WeightedMean
+from shared.aggregation import Accumulator, Overlap, Rule
 from shared.algorithms.base import Algorithm, DeviceRound, FinetuneEpochs, Hyperparameters, finetuned, local_sgd
 from shared.algorithms.base import train as train_everything
 from shared.channels import ChannelLayout
@@ -131,9 +131,9 @@ def personalize(round_: DeviceRound, hp: HermesHyperparameters) -> nn.Module:
     return round_.model
 
 
-def aggregate(layout: ChannelLayout | None, hp: HermesHyperparameters) -> Accumulator:
+def aggregate(layout: ChannelLayout | None, hp: HermesHyperparameters, rule: Rule) -> Accumulator:
     """The mean over the devices that hold a coordinate, or over all of them where all hold it."""
-    return WeightedMean(layout, overlap=hp.overlap)
+    return rule(layout, overlap=hp.overlap)
 
 
 def _agreed(own: Masks | None, received: Masks | None) -> Masks | None:

@@ -57,9 +57,14 @@ def go_on(directory: RunDirectory, receipts: set[tuple[int, str]]) -> None:
                 directory.confirm(number)
                 receipts.add((number, device))
         ledger.close(number)
-        line = {"event": "round", "round": number, "accepted": list(directory.accepted(number))}
+        line = {"event": "round", "round": number, "accepted": [*map(entry, directory.accepted(number))]}
         checkpoint = Checkpoint(Snapshot(closed=number), line)
         directory.save(checkpoint)
+
+
+def entry(device: str) -> dict[str, object]:
+    """What of a journal's entry is read again."""
+    return {"device": device, "norm": 1.0, "weight": 1.0}
 
 
 def expected(directory: RunDirectory) -> Tensors:
@@ -76,7 +81,7 @@ def check_end(directory: RunDirectory, wanted: Tensors) -> None:
     for name, array in wanted.items():
         np.testing.assert_allclose(result[name], array, rtol=1e-6, err_msg=name)
     lines = list(read_journal(directory.journal_path))
-    assert lines == [{"event": "round", "round": n, "accepted": ["a", "b"]} for n in range(1, ROUNDS + 1)]
+    assert lines == [{"event": "round", "round": n, "accepted": [entry("a"), entry("b")]} for n in range(1, ROUNDS + 1)]
     assert sorted(path.name for path in (directory.path / "globals").iterdir()) == ["00002.payload", "00003.payload"]
     assert [path.name for path in (directory.path / "rounds").iterdir()] == ["00003"]
 

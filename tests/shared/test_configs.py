@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edge_agent.data import Dataset, device_data, read_source
-from shared.aggregation import Update
+from shared.aggregation import Update, WeightedMean
 from shared.algorithms import ALGORITHMS, algorithm, hyperparameters
 from shared.algorithms.device import check_fits, open_round, personal_model, set_up
 from shared.config import RunConfig
@@ -97,7 +97,7 @@ def test_two_devices_finish_a_round_with_it(name: str, read: Callable[[DataSetti
     model = build_model(config.model.name, config.model.options, seed=0)
     setup = set_up(chosen, hp, model, example_input(config.model.name, config.model.options))
     initial = Subnet(state_tensors(model, sorted(setup.shared)))
-    accumulator = chosen.aggregate(setup.layout, hp)
+    accumulator = chosen.aggregate(setup.layout, hp, WeightedMean)
     for index in range(2):
         part = config.data.partition.model_copy(update={"devices": config.fleet.devices, "index": index})
         settings = config.data.model_copy(update={"partition": part, "max_per_class": 4})

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.aggregation import Aggregate, Update
+from shared.aggregation import Aggregate, Update, WeightedMean
 from shared.algorithms import Algorithm, DeviceRound
 from shared.algorithms.device import Setup, open_round, remember, set_up
 from shared.model_state import state_tensors
@@ -105,7 +105,7 @@ class Fleet:
     def round(self, weights: Sequence[float] | None = None) -> list[DeviceRound]:
         """Every device trains and uploads; what it weighs is its examples, or `weights`."""
         self.number += 1
-        accumulator = self.setup.algorithm.aggregate(self.setup.layout, self.setup.hp)
+        accumulator = self.setup.algorithm.aggregate(self.setup.layout, self.setup.hp, WeightedMean)
         rounds = [self.open(device) for device in range(len(self.splits))]
         for device, round_ in enumerate(rounds):
             self.setup.algorithm.train(round_, self.setup.hp)

@@ -124,7 +124,7 @@ class Sum:
         (conformance.leaves_the_run_alone, replace(FEDAVG, train=_train_the_initial_model)),
         (conformance.remembers_through_the_codec, replace(FEDAVG, train=_train_with_a_secret)),
         (conformance.repeats_with_the_same_seed, replace(FEDAVG, train=_train_by_chance)),
-        (conformance.averages_equals_to_themselves, replace(FEDAVG, aggregate=lambda layout, hp: Sum())),
+        (conformance.averages_equals_to_themselves, replace(FEDAVG, aggregate=lambda layout, hp, rule: Sum())),
         (conformance.stops_at_the_deadline, replace(FEDAVG, train=_ignore_the_clock)),
         (conformance.trains_on_few_examples, replace(FEDAVG, train=_train_nothing)),
     ],

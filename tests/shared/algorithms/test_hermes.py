@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.aggregation import Update
+from shared.aggregation import Update, WeightedMean
 from shared.algorithms import hyperparameters
 from shared.algorithms.device import personal_model, remember
 from shared.algorithms.fedavg import FEDAVG
@@ -54,7 +54,7 @@ def exchange(make_fleet: Callable[..., Any], masks: Sequence[str], weights: Sequ
     splits = [Split(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64)) for _ in masks]
     fleet = make_fleet(HERMES, four_channels(), splits, epochs=0, target={"parameters": 1.0}, overlap=overlap)
     setup = fleet.setup
-    accumulator = HERMES.aggregate(setup.layout, setup.hp)
+    accumulator = HERMES.aggregate(setup.layout, setup.hp, WeightedMean)
     fleet.number = 1
     for device, (mask, theta, weight) in enumerate(zip(masks, THETA, weights, strict=False)):
         round_ = fleet.open(device)
