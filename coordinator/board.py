@@ -92,6 +92,11 @@ class Board:
         """A wanted payload by its digest."""
         return next(((blob, path) for blob, path in self._wanted.items() if blob.digest == digest), None)
 
+    @property
+    def due(self) -> int:
+        """Tasks and payloads that are not yet with the broker as they should be."""
+        return len(self._due) + sum(blob not in self._up for blob in self._wanted)
+
     async def settled(self) -> None:
         """Return when everything is as wanted."""
         await self._settled.wait()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coordinator.events import DeviceAsleep, DeviceOffline, DeviceOnline
-from shared.messages import Capabilities, Presence
+from shared.messages import Capabilities, Presence, Vitals
 
 
 @dataclass
@@ -14,7 +14,8 @@ class Twin:
     """One device, as seen from here. Counters are since the start of this coordinator.
 
     asleep_s    how long it said that it would sleep, when it was heard of last; None: it does not sleep
-    last_seen   seconds of the coordinator's monotonic clock
+    last_seen   seconds of the coordinator's monotonic clock; None: not since its start
+    vitals      the last that it said of itself, at `vitals_at`
     bytes_up    packets with chunks of its updates
     bytes_down  packets of the payloads that it was told to fetch, and of chunks that were sent to it again
     """
@@ -24,7 +25,9 @@ class Twin:
     asleep_s: float | None = None
     epoch: int = -1
     capabilities: Capabilities | None = None
-    last_seen: float = 0.0
+    last_seen: float | None = None
+    vitals: Vitals | None = None
+    vitals_at: float = 0.0
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -57,7 +60,7 @@ class Fleet:
         return {
             twin.device: {
                 "online": twin.online,
-                "silent_s": round(now - twin.last_seen, 1),
+                "silent_s": None if twin.last_seen is None else round(now - twin.last_seen, 1),
                 "accepted": twin.accepted,
                 "rejected": dict(twin.rejected),
                 "failed": dict(twin.failed),
@@ -80,7 +83,9 @@ class Fleet:
             return None
         asleep = None if presence.online else presence.asleep_s
         changed = (twin.online, twin.epoch, twin.asleep_s) != (presence.online, presence.epoch, asleep)
-        twin.epoch, twin.online, twin.asleep_s, twin.last_seen = presence.epoch, presence.online, asleep, now
+        twin.epoch, twin.online, twin.asleep_s = presence.epoch, presence.online, asleep
+        if presence.online or asleep is not None:  # its death is told by the broker
+            twin.last_seen = now
         if presence.online or presence.capabilities is not None:
             twin.capabilities = presence.capabilities
         if presence.online:
@@ -88,3 +93,9 @@ class Fleet:
         if not changed:
             return None
         return DeviceOffline(device) if asleep is None else DeviceAsleep(device, asleep)
+
+    def vitals(self, device: str, vitals: Vitals, now: float) -> None:
+        """Take note, unless they are those of an earlier start of its agent."""
+        twin = self[device]
+        if vitals.epoch >= max(twin.epoch, twin.vitals.epoch if twin.vitals else -1):
+            twin.vitals, twin.vitals_at = vitals, now

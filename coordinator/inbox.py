@@ -12,7 +12,7 @@ from coordinator.events import Action, DeviceAsleep, DeviceFailed, DeviceOffline
 from coordinator.fleet import Fleet
 from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import Assembly
-from shared.codec import decode_presence, decode_uplink
+from shared.codec import decode_presence, decode_uplink, decode_vitals
 from shared.errors import DigestMismatch, RefusedUpdate, WireError
 from shared.link import Received, packet_size
 from shared.messages import Chunk, Downlink, Failure, Offer, Receipt, Report, Want
@@ -87,9 +87,13 @@ class Inbox:
         device = "?"
         try:
             device = self._topics.sender(received.topic)
-            self._fleet[device].last_seen = self._clock()
             if received.topic == self._topics.presence(device):
                 self._presence(device, received.payload)
+                return
+            if not received.retained:  # what the broker kept says nothing of now
+                self._fleet[device].last_seen = self._clock()
+            if received.topic == self._topics.vitals(device):
+                self._fleet.vitals(device, decode_vitals(received.payload), self._clock())
             else:
                 self._uplink(device, received.payload)
         except WireError as error:

@@ -20,27 +20,28 @@ finished       run, reported, failed, absent, evaluation, run_dir, devices (coor
 
 import asyncio
 import contextlib
-import re
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coordinator.board import Board
-from coordinator.checkpoints import Checkpoint, RunDirectory, RunRecord
+from coordinator.checkpoints import Checkpoint, RunDirectory
 from coordinator.chronicle import Chronicle, OnEvent
 from coordinator.cohort import Needs
 from coordinator.conductor import Conductor
 from coordinator.engine import RoundEngine
-from coordinator.events import Phase, Snapshot, Tick
+from coordinator.events import Phase, Tick
 from coordinator.fleet import Fleet
 from coordinator.inbox import Inbox, Job
+from coordinator.observatory import Observatory
+from coordinator.opening import load_run, open_run
 from coordinator.payloads import Payloads
 from coordinator.preparation import InChild, Preparation
+from coordinator.survey import survey
 from coordinator.voice import Voice
 from shared.config import RunConfig
-from shared.errors import ConfigError, LinkError, TalariaError
+from shared.errors import LinkError
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
 from shared.messages import PAGE, CoordinatorState, Downlink, Want
 from shared.topics import Topics
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 GOODBYE_S = 1.0
 """How long a broker that does not answer may hold up the end."""
-COMPARED = ("model", "algorithm", "rounds")
-"""Sections that must be the same when a run goes on."""
 
 
 class Coordinator:
@@ -79,7 +78,9 @@ class Coordinator:
         self._topics = Topics(config.run.fleet)
         self._fleet = Fleet()
         self._clock = time.monotonic
-        self._chronicle = Chronicle(on_event, self._fleet, self._clock)
+        self._observatory = Observatory(config.run.http, run_dir)
+        self._on_event = on_event
+        self._chronicle = Chronicle(self._tell, self._fleet, self._clock)
         self._preparation = prepare(lambda text: self._chronicle.tell("warning", text=text))
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._answers: set[asyncio.Task[None]] = set()
@@ -92,52 +93,17 @@ class Coordinator:
         """
         with self._directory.locked():
             try:
-                record = await self._prepare()
-                checkpoint, ledger = await asyncio.to_thread(self._load)
-                self._tell_start(record.run, checkpoint)
-                if checkpoint.engine.phase is not Phase.FINISHED:
-                    await self._connect(record.run, checkpoint, ledger)
+                async with self._observatory:
+                    await self._run()
             finally:
                 await self._preparation.stop()
 
-    async def _prepare(self) -> RunRecord:
-        """The run's folder with everything that a run needs of its model; made where it is not there yet."""
-        directory = self._directory
-        if directory.exists:
-            record = directory.record()
-            self._compare(record.config)
-        else:
-            name = re.sub(r"[^A-Za-z0-9]+", "-", self._config.algorithm.name)[-30:]
-            record = RunRecord(f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{secrets.token_hex(3)}", self._config)
-            directory.create(record)
-        try:
-            await asyncio.gather(self._preparation.define(directory), asyncio.to_thread(_import_torch))
-        except TalariaError:
-            if not directory.definition.exists():
-                directory.discard()
-            raise
-        return record
-
-    def _load(self) -> "tuple[Checkpoint, Ledger]":
-        """The run as it stands on the disk."""
-        from coordinator.ledger import Ledger
-
-        checkpoint = self._directory.load()
-        if checkpoint is None:
-            checkpoint = Checkpoint(Snapshot())
-            self._directory.save(checkpoint)
-        return checkpoint, Ledger(self._directory, checkpoint.round)
-
-    def _compare(self, before: RunConfig) -> None:
-        """ConfigError where the run was started with other settings that matter to it."""
-        now = self._config
-        changed = [name for name in COMPARED if getattr(now, name) != getattr(before, name)]
-        changed += [f"run.{name}" for name in ("fleet", "seed") if getattr(now.run, name) != getattr(before.run, name)]
-        if changed:
-            raise ConfigError(
-                f"{self._directory.path} holds a run that was started with another {', '.join(changed)}; "
-                "take those settings back, or give another run directory"
-            )
+    async def _run(self) -> None:
+        record = await open_run(self._config, self._directory, self._preparation)
+        checkpoint, ledger = await asyncio.to_thread(load_run, self._directory)
+        self._tell_start(record.run, checkpoint)
+        if checkpoint.engine.phase is not Phase.FINISHED:
+            await self._connect(record.run, checkpoint, ledger)
 
     async def _connect(self, run: str, checkpoint: Checkpoint, ledger: "Ledger") -> None:
         config = self._config
@@ -186,12 +152,15 @@ class Coordinator:
             idle=self._jobs.empty,
             clock=self._clock,
         )
+        self._observatory.look = lambda: survey(
+            self._engine, self._fleet, inbox.desk, board, jobs=self._jobs.qsize(), now=self._clock(), wall=time.time()
+        )
         await self._connected()
         await conductor.resume(checkpoint)
         board.state(self._state)
         background = [self._group.create_task(job) for job in (board.run(), self._listen(board), self._mind_stalls())]
         try:
-            await self._link.subscribe(self._topics.all_presence, self._topics.all_up)
+            await self._link.subscribe(self._topics.all_presence, self._topics.all_vitals, self._topics.all_up)
             while self._engine.phase is not Phase.FINISHED:
                 await conductor.do(await self._next_job())
             board.withdraw(self._engine.known)
@@ -266,6 +235,10 @@ class Coordinator:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._observatory.note(event)
+        self._on_event(event)
+
     def _tell_start(self, run: str, checkpoint: Checkpoint) -> None:
         self._chronicle.tell(
             "started",
@@ -284,13 +257,3 @@ class Coordinator:
                 self._chronicle.tell("connected", session_present=session_present, max_packet=max_packet)
             case Disconnected(reason):
                 self._chronicle.tell("disconnected", reason=reason)
-
-
-def _import_torch() -> None:
-    """Takes a second or two, which the preparation needs anyway: so here, and not at the top."""
-    import torch
-
-    import coordinator.ledger  # noqa: F401
-
-    # Folding is bound by memory, not by arithmetic: more threads only wait for each other, on a busy machine for long.
-    torch.set_num_threads(1)

@@ -4,9 +4,17 @@ command's name in a module of its own."""
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
+
+LOG_FORMAT = click.option("--log-format", type=click.Choice(["text", "json"]), help="Log lines for people, or as JSON.")
+LOG_FILE = click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Log into this file, of at most 60 MB with those put aside, where nothing else collects what is printed.",
+)
 
 
 @dataclass(frozen=True)
