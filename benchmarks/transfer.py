@@ -147,8 +147,8 @@ def main() -> None:
     options = parser.parse_args()
     # The others need what ours does without: room for a whole payload in one packet, and for all that is not yet read.
     for limit in ("max_packet_size 1310720", "max_queued_bytes 268435456", "max_queued_messages 20000"):
-        coordinator.broker.MOSQUITTO = coordinator.broker.MOSQUITTO.replace(limit, "")
-    coordinator.broker.MOSQUITTO += "max_queued_messages 100000\n"
+        coordinator.broker.EMBEDDED = coordinator.broker.EMBEDDED.replace(limit, "")
+    coordinator.broker.EMBEDDED += "max_queued_messages 100000\n"
     folder = Path(tempfile.mkdtemp(dir=options.directory))
     try:
         (folder / "payload").write_bytes(os.urandom(SIZE))

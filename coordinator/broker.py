@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from coordinator.mosquitto import EMBEDDED
 from shared.children import dying_with_us
 from shared.errors import BrokerError
 
@@ -24,24 +25,6 @@ HOST = "127.0.0.1"
 START_S = 15.0
 STOP_S = 5.0
 LONGEST_DELAY_S = 30.0
-
-MOSQUITTO = """\
-listener {port} {host}
-allow_anonymous true
-persistence true
-persistence_location {directory}/
-autosave_interval 30
-max_queued_messages 20000
-max_queued_bytes 268435456
-max_inflight_messages 32
-max_packet_size 1310720
-persistent_client_expiration 14d
-set_tcp_nodelay true
-log_dest stdout
-log_type error
-log_type warning
-"""
-"""max_queued_messages is never 0: 2.0.x misreads it. max_inflight_messages is two pages of chunks."""
 
 AMQTT = """\
 listeners:
@@ -133,7 +116,7 @@ class EmbeddedBroker:
         """Write the configuration; the command that follows it."""
         mosquitto = find_mosquitto()
         if mosquitto is not None:
-            path, text = self._directory / "mosquitto.conf", MOSQUITTO
+            path, text = self._directory / "mosquitto.conf", EMBEDDED
             command = [mosquitto, "-c", str(path)]
             if os.geteuid() == 0:
                 text += "user root\n"  # else it becomes another user, who may not write here

@@ -13,6 +13,8 @@ COMMANDS = {
     "audit": Entry("coordinator.audit_command", "Compute every closed round again, and compare it with the journal."),
     "config": Entry("coordinator.config_command", "Settings of a run: `config show`."),
     "export": Entry("coordinator.export_command", "Write the global model of the run in RUN_DIR."),
+    "enrol": Entry("coordinator.enrol_command", "Make certificates and keys for a fleet, its broker and its devices."),
+    "revoke": Entry("coordinator.revoke_command", "Let devices in no more."),
 }
 
 

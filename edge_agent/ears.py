@@ -40,9 +40,9 @@ class Ears:
         self._noted = ""
         self._verifier: Verifier | None = None
         if key_file is not None:
-            from shared.seal import Verifier, read_public_keys
+            from shared import seal  # cryptography is loaded only where it is needed: devices are small
 
-            self._verifier = Verifier(read_public_keys(key_file), _read(self._path))
+            self._verifier = seal.Verifier(seal.read_public_keys(key_file), _read(self._path))
 
     def coordinator(self, topic: str, payload: bytes) -> CoordinatorState:
         return decode_coordinator(self._open(topic, payload))

@@ -6,24 +6,23 @@ packet limit. shared.mqtt_connection is one connection and its paho client.
 
 import asyncio
 import logging
-import random
 import ssl
 from collections import deque
 from dataclasses import dataclass
 
 from shared.config_base import BrokerSettings
+from shared.credentials import PASSING, untrusted
 from shared.errors import ConfigError, LinkClosed, LinkError
 from shared.link import DEFAULT_MAX_PACKET, Connected, Disconnected, LinkEvent, Received, Will
-from shared.mqtt_answers import FATAL, NO_ANSWER, UNSUPPORTED_VERSION, Greeting, Refused
+from shared.mqtt_answers import FATAL, NO_ANSWER, PACKET_TOO_LARGE, TAKEN_OVER, UNSUPPORTED_VERSION, Greeting, Refused
 from shared.mqtt_connection import CONNECT_S, Connection, Version
 from shared.mqtt_outbox import Outbox, Publication, too_large
+from shared.mqtt_patience import Patience
 
 IN_FLIGHT = 20
 """Publications on their way at most; fewer where the broker says so."""
 SMALLEST_PACKET = 2048
 """The poison guard lowers the limit no further."""
-FIRST_DELAY_S = 0.25
-LONGEST_DELAY_S = 30.0
 UNKNOWN_VERSION_S = 3.0
 """How long MQTT 5 is tried on a broker that may not know it."""
 FILTERS_PER_PACKET = 8
@@ -160,23 +159,20 @@ class MqttLink:
             self._finish(LinkError(f"the link of client {self._client_id!r} broke: {error!r}"))
 
     async def _keep_connected(self) -> None:
-        """Connect for ever, with full jitter: a fleet must not come back in step. LinkError when it is pointless."""
-        failures = 0
-        told = False
+        """Connect for ever; LinkError when it is pointless."""
+        patience, clock, told = Patience(), asyncio.get_running_loop().time, False
         while True:
-            started = asyncio.get_running_loop().time()
+            started, lasted, taken_over = clock(), 0.0, False
             reason = await self._connect_once()
             if self._online is not None:
-                self._lost(reason)
-                told = True
-                if asyncio.get_running_loop().time() - started > LONGEST_DELAY_S:
-                    failures = 0
+                lasted = clock() - started
+                taken_over = self._online[0].ended.result().code == TAKEN_OVER
+                reason = self._lost(reason)
             elif not told:
                 self._tell(Disconnected(reason))
-                told = True
-            log.info("client %r: %s", self._client_id, reason)
-            await asyncio.sleep(random.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**failures)))
-            failures = min(failures + 1, 16)
+            told = True
+            log.log(logging.WARNING if taken_over else logging.INFO, "client %r: %s", self._client_id, reason)
+            await asyncio.sleep(patience.delay(lasted, taken_over=taken_over))
 
     async def _connect_once(self) -> str:
         """Why there is no connection, or no longer."""
@@ -196,7 +192,9 @@ class MqttLink:
                 self._versions.rotate(-1)
             return f"{url} refused the connection: {refusal}"
         except ssl.SSLCertVerificationError as error:
-            raise LinkError(f"the certificate of {url} cannot be trusted: {error}; check broker.ca_file") from error
+            if error.verify_code in PASSING:
+                return untrusted(self._settings, error)
+            raise LinkError(untrusted(self._settings, error)) from error
         except OSError as error:
             return f"{url} cannot be reached: {str(error) or type(error).__name__}"
 
@@ -222,18 +220,23 @@ class MqttLink:
             self._ask(request)
         self._send_due()
 
-    def _lost(self, reason: str) -> None:
+    def _lost(self, reason: str) -> str:
+        """What is told of it."""
         assert self._online is not None
         connection, greeting = self._online
         self._online = None
         self._asked.clear()
-        victim = self._outbox.lost(too_big=connection.ended.result().too_big)
+        code = connection.ended.result().code
+        if code == TAKEN_OVER:
+            reason += "; another client with our certificate or name took our place: give each its own"
+        victim = self._outbox.lost(too_big=code == PACKET_TOO_LARGE)
         if victim is not None:
             if greeting.max_packet is None:
                 self._largest = max(SMALLEST_PACKET, min(self._largest, victim.packet) // 2)
                 self._max_packet = min(self._max_packet, self._largest)
             victim.fail(too_large(victim, self._max_packet))
         self._tell(Disconnected(reason))
+        return reason
 
     # --- subscriptions -----------------------------------------------------------------------------------------------
 

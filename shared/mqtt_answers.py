@@ -11,6 +11,7 @@ FATAL = frozenset({0x85, 0x86, 0x87, 0x8A, 0x8C})
 """CONNACK reasons that another attempt does not change: client id, credentials, authorization, ban, method."""
 NO_ANSWER = 0
 UNSUPPORTED_VERSION = 0x84
+TAKEN_OVER = 0x8E
 PACKET_TOO_LARGE = 0x95
 
 
@@ -33,10 +34,10 @@ class Greeting:
 
 @dataclass(frozen=True)
 class Ended:
-    """Why a connection is over."""
+    """Why a connection is over. `code`: the reason of the broker's DISCONNECT, where it sent one."""
 
     reason: str
-    too_big: bool = False
+    code: int = NO_ANSWER
 
 
 class Owner(Protocol[T]):

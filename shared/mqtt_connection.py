@@ -20,10 +20,10 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from shared.config_base import BrokerSettings
-from shared.credentials import password, tls_context
+from shared.credentials import password, tls_context, unwelcome
 from shared.errors import LinkError
 from shared.link import DEFAULT_MAX_PACKET, Will
-from shared.mqtt_answers import NO_ANSWER, PACKET_TOO_LARGE, Ended, Greeting, Owner, Refused
+from shared.mqtt_answers import NO_ANSWER, Ended, Greeting, Owner, Refused
 from shared.mqtt_client import LeanClient
 
 Version = Literal[4, 5]
@@ -212,10 +212,9 @@ class Connection:
 
     def _end(self, ended: Ended) -> None:
         if not self._greeted.done():
+            alert = unwelcome(self._settings, self._said)
             self._greeted.set_exception(
-                LinkError(f"{self._settings.url} does not take our certificate (broker.cert_file): {self._said}")
-                if "_ALERT_" in self._said
-                else Refused(NO_ANSWER, f"it hung up: {self._said or ended.reason}")
+                LinkError(alert) if alert else Refused(NO_ANSWER, f"it hung up: {self._said or ended.reason}")
             )
             self._greeted.exception()  # nobody may be waiting any more
         if not self.ended.done():
@@ -269,7 +268,7 @@ class Connection:
     ) -> None:
         told = flags.is_disconnect_packet_from_server
         reason = f"the broker hung up: {code}" if told else f"the connection was lost ({code})"
-        self._end(Ended(reason, too_big=told and code.value == PACKET_TOO_LARGE))
+        self._end(Ended(reason, code.value if told else NO_ANSWER))
 
     def _deliver(self, topic: bytes, payload: bytes, retained: bool, number: int) -> None:
         self._handled += 1

@@ -93,6 +93,14 @@ class Topics:
     def all_up(self) -> str:
         return f"{self.fleet}/up/+/+"
 
+    @property
+    def all_blobs(self) -> str:
+        return f"{self.fleet}/blob/#"
+
+    @property
+    def everything(self) -> str:
+        return f"{self.fleet}/#"
+
     def sender(self, topic: str) -> str:
         """The device that wrote to a presence, vitals or up topic; MalformedMessage for any other topic."""
         match topic.split("/"):
