@@ -8,9 +8,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from importlib import metadata
 
-from edge_agent import health
+from edge_agent import health, rest
+from edge_agent.budget import Budget
 from edge_agent.ears import Ears
 from edge_agent.events import (
     Action,
@@ -29,19 +29,20 @@ from edge_agent.events import (
     TaskCleared,
     Work,
 )
-from edge_agent.metered import Metered
+from edge_agent.gate import Gate
+from edge_agent.metered import Metered, Traffic
 from edge_agent.session import Phase, Session
 from edge_agent.store import Store
 from edge_agent.trainer import Trainer
 from edge_agent.trainer import Work as DoJob
 from edge_agent.upload import Upload
+from edge_agent.voice import Voice
 from edge_agent.workbench import Workbench
 from shared.codec import encode_message
 from shared.config import AgentConfig
-from shared.encoding import LIKED
-from shared.errors import LinkError, MalformedMessage, PacketTooLarge
+from shared.errors import LinkError, MalformedMessage
 from shared.link import Connected, Disconnected, OpenLink, Received, Will
-from shared.messages import Capabilities, Chunk, Message, Presence, Receipt, Report
+from shared.messages import Chunk, Offer, Presence, Receipt, Report
 from shared.profiles import load_profile
 from shared.topics import Topics
 
@@ -54,10 +55,11 @@ GOODBYE_S = 3.0
 class Agent:
     """One device, from its start to its stop. Opens the state folder at once: StateError if another agent has it.
 
-    open_link  the way to the broker
-    work       does the tasks; without it, a Trainer of this agent's own
-    once       stop when the report of a personalization has its receipt
-    look       reads the machine's health
+    open_link   the way to the broker
+    work        does the tasks; without it, a Trainer of this agent's own
+    once        stop when the report of a personalization has its receipt
+    until_idle  stop when there is nothing to do; so does a device with `wakes_every_s`
+    look        reads the machine's health
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Agent:
         work: DoJob | None = None,
         *,
         once: bool = False,
+        until_idle: bool = False,
         look: Callable[[], health.Reading] = health.read,
     ) -> None:
         self._config = config
@@ -74,23 +77,39 @@ class Agent:
         self._topics = Topics(config.fleet)
         self._store = Store(config.state_dir)
         self._once = once
-        self._look = look
-        will = Will(self._topics.presence(config.device), encode_message(self._presence(online=False)))
-        self._link = Metered(open_link(f"{config.fleet}-{config.device}", will))
-        self._counted = (0, 0)
+        self._lies_down = until_idle or config.wakes_every_s is not None
+        self.asleep_s: float | None = None
+        """Seconds until it means to be back, where it lay down by itself and `wakes_every_s` is known."""
+        self._began = self._moved = time.monotonic()
+        daily = self._profile.link.daily_mib
+        self._budget = Budget(config.state_dir / "budget", daily) if daily is not None else None
+        self._gate = Gate(self._profile, look, self._budget, heeds=config.health)
+        will = Will(
+            self._topics.presence(config.device), encode_message(Presence(online=False, epoch=self._store.epoch))
+        )
+        link = open_link(f"{config.fleet}-{config.device}", will)
+        self._link = Metered(link, self._budget.spend) if self._budget else Metered(link)
+        self._traffic = Traffic(self._link, self._store)
         self._trainer = Trainer(keep_warm=self._profile.training.keep_warm) if work is None else None
         do = work or self._trainer
         assert do is not None
-        self._bench = Workbench(config, self._profile, self._store, self._link, do, self._count, self._tell)
+        self._bench = Workbench(config, self._profile, self._store, self._link, do, self._traffic.settle, self._tell)
         self._upload = Upload(self._link, self._topics.up(config.device), self._store)
         self._session = Session(self._store.done, self._store.answer)
         self._ears = Ears(config.coordinator_key, config.state_dir)
         self.refused = self._ears.refused
-        self._outbox: asyncio.Queue[tuple[str, bytes, bool]] = asyncio.Queue()
+        self._voice = Voice(
+            config,
+            self._profile,
+            store=self._store,
+            session=self._session,
+            link=self._link,
+            traffic=self._traffic,
+            gate=self._gate,
+        )
         self._first_contact = asyncio.Event()
         self._subscribed = False
         self._deadlines: dict[Key, float] = {}
-        self._run = self._store.done.run if self._store.done else ""
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -99,7 +118,15 @@ class Agent:
         log.info("device %s, profile %s, start %d", self._config.device, self._profile.id, self._store.epoch)
         loops = [
             asyncio.create_task(loop())
-            for loop in (self._serve, self._receive, self._speak, self._watch_health, self._watch_stalls)
+            for loop in (
+                self._serve,
+                self._receive,
+                self._voice.speak,
+                self._voice.show_vitals,
+                self._watch_health,
+                self._watch_stalls,
+                *([self._watch_rest] if self._lies_down else []),
+            )
         ]
         try:
             await self._link.open()
@@ -123,13 +150,14 @@ class Agent:
         self._bench.cancel()
         with contextlib.suppress(TimeoutError, LinkError):
             async with asyncio.timeout(GOODBYE_S):
-                topic = self._topics.presence(self._config.device)
-                await self._link.publish(topic, encode_message(self._presence(online=False)), retain=True)
+                await self._voice.goodbye(self.asleep_s)
         await self._link.close()
         await self._bench.close()
         if self._trainer:
             await self._trainer.close()
-        self._count(self._run)
+        self._traffic.settle(self._traffic.run)
+        if self._budget:
+            self._budget.save()
         self._store.close()
 
     async def _serve(self) -> None:
@@ -138,7 +166,7 @@ class Agent:
         await self._first_contact.wait()
         await self._link.subscribe(self._topics.coordinator, self._topics.task(device), self._topics.down(device))
         self._subscribed = True
-        self._tell(LinkUp())
+        self._up()
         await self._stopping.wait()
 
     # --- what comes in ---
@@ -149,9 +177,10 @@ class Agent:
                 case Connected():
                     self._first_contact.set()
                     if self._subscribed:  # the link has restored them
-                        self._tell(LinkUp())
+                        self._up()
                 case Disconnected(reason):
                     log.info("the broker is lost: %s", reason)
+                    self._voice.linked.clear()
                     self._tell(LinkDown())
                 case Received(topic, payload):
                     try:
@@ -159,7 +188,13 @@ class Agent:
                     except MalformedMessage as error:
                         self._ears.refuse(topic, error)
 
+    def _up(self) -> None:
+        self._moved = time.monotonic()
+        self._voice.linked.set()
+        self._tell(LinkUp())
+
     def _received(self, topic: str, payload: bytes) -> None:
+        self._moved = time.monotonic()
         device = self._config.device
         if topic == self._topics.coordinator:
             if payload:
@@ -183,7 +218,7 @@ class Agent:
             return
         task = self._ears.task(self._topics.task(self._config.device), payload)
         self._deadlines[Key.of(task)] = time.monotonic() + task.time_left_s
-        self._run = task.run
+        self._traffic.run = task.run
         self._check_health()
         self._tell(task)
 
@@ -196,12 +231,16 @@ class Agent:
     def _perform(self, action: Action) -> None:
         match action:
             case Announce():
-                self._say(self._topics.presence(self._config.device), self._presence(online=True), retain=True)
+                self._voice.announce()
             case Fetch(task):
                 log.info("run %s, round %d: %s, %d bytes", task.run, task.round, task.action, task.payload.size)
-                self._bench.fetch(task)
+                verdict = self._gate.afford(self._bench.lacking(task))
+                if verdict.ok:
+                    self._bench.fetch(task)
+                else:
+                    self._judged(verdict)
             case Work(task):
-                self._count(task.run)
+                self._traffic.settle(task.run)
                 deadline = self._deadlines[Key.of(task)]
                 self._deadlines = {Key.of(task): deadline}
                 self._bench.work(task, deadline)
@@ -209,46 +248,16 @@ class Agent:
                 log.info("cancelled: %s", reason)
                 self._bench.cancel()
             case Say(answer):
-                if answer.kind == "failure":
-                    log.warning("round %d failed: %s %s", answer.round, answer.code, answer.reason)
-                self._say(self._topics.up(self._config.device), answer)
+                self._voice.answer(answer)
             case Send(blob, ranges):
                 self._upload.send(blob, ranges)
             case Forget(answer, accepted):
                 self._upload.stop()
                 self._store.forget(accepted=accepted)
-                self._count(answer.run)
+                self._traffic.settle(answer.run)
+                self._voice.rounds_done += accepted and isinstance(answer, Offer)
                 if self._once and isinstance(answer, Report):
                     self.stop()
-
-    def _say(self, topic: str, message: Message, *, retain: bool = False) -> None:
-        self._outbox.put_nowait((topic, encode_message(message), retain))
-
-    async def _speak(self) -> None:
-        while True:
-            topic, payload, retain = await self._outbox.get()
-            try:
-                await self._link.publish(topic, payload, retain=retain)
-            except PacketTooLarge as error:
-                log.error("not sent: %s", error)
-
-    def _presence(self, *, online: bool) -> Presence:
-        if not online:
-            return Presence(online=False, epoch=self._store.epoch)
-        return Presence(
-            online=True,
-            epoch=self._store.epoch,
-            capabilities=Capabilities(
-                profile=self._profile.id,
-                train=self._session.healthy,
-                reason=self._session.reason,
-                examples=self._store.examples,
-                memory_mib=self._profile.training.memory_mib,
-                max_packet=min(self._link.max_packet, self._profile.link.max_packet),
-                encodings=tuple(LIKED[self._profile.link.kind]),
-                version=metadata.version("talaria"),
-            ),
-        )
 
     # --- what time brings ---
 
@@ -258,13 +267,27 @@ class Agent:
             self._check_health()
 
     def _check_health(self) -> None:
-        session = self._session
-        working = session.phase is Phase.WORKING
-        reading = self._look() if self._config.health else health.Reading()
-        verdict = health.judge(reading, self._profile, was_ok=session.healthy, working=working)
-        if verdict.ok != session.healthy:  # not for every degree that it is hotter
-            log.warning("training is %s", "possible again" if verdict.ok else f"refused: {verdict.reason}")
-            self._tell(HealthChanged(verdict.ok, verdict.reason))
+        phase = self._session.phase
+        busy = phase in (Phase.FETCHING, Phase.WORKING)
+        verdict = self._gate.check(busy=busy, working=phase is Phase.WORKING)
+        if verdict.ok != self._session.healthy:  # not for every degree that it is hotter
+            self._judged(verdict)
+
+    def _judged(self, verdict: health.Verdict) -> None:
+        log.warning("training is %s", "possible again" if verdict.ok else f"refused: {verdict.reason}")
+        self._tell(HealthChanged(verdict.ok, verdict.reason, verdict.code))
+
+    async def _watch_rest(self) -> None:
+        """Lie down when nothing has come in for long enough. What we say ourselves is no sign of anybody."""
+        stall_s, every_s = self._config.stall_s, self._config.wakes_every_s
+        while True:
+            patience_s = rest.patience_s(self._session.phase, linked=self._voice.linked.is_set(), stall_s=stall_s)
+            left = stall_s if patience_s is None else self._moved + patience_s - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        self.asleep_s = None if every_s is None else rest.sleep_s(every_s, time.monotonic() - self._began)
+        log.info("nothing to do: %s", "done" if self.asleep_s is None else f"asleep for {self.asleep_s:.0f} s")
 
     async def _watch_stalls(self) -> None:
         """An answer is said again when nothing has moved on the link, either way, for `stall_s`."""
@@ -273,10 +296,3 @@ class Agent:
             await asyncio.sleep(self._config.stall_s)
             if self._session.phase is Phase.ANSWERING and (self._link.up, self._link.down) == before:
                 self._tell(Stalled())
-
-    def _count(self, run: str) -> dict[str, float]:
-        """Bytes on the link during this run, before earlier restarts as well."""
-        up, down = self._counted
-        self._counted = (self._link.up, self._link.down)
-        traffic = self._store.count(run, up=self._link.up - up, down=self._link.down - down)
-        return {"bytes_up": float(traffic.up), "bytes_down": float(traffic.down)}

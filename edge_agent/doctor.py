@@ -5,7 +5,6 @@ Whatever may take a process down (a library built for another processor, a data 
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import Literal
 import click
 
 from edge_agent import health
+from edge_agent.proposal import Machine, look, misfits, missing_providers, propose
 from shared.config import AgentConfig
 from shared.errors import ConfigError, LinkError
 from shared.link import Connected
@@ -39,6 +39,8 @@ class Finding:
     check: str
     status: Literal["ok", "warning", "problem"]
     detail: str
+    profile: str | None = None
+    """The profile that is proposed, with the check `profile`."""
 
 
 @click.command()
@@ -67,12 +69,17 @@ def doctor(config_path: Path | None, sets: tuple[str, ...], timeout_s: float, as
 def examine(config: AgentConfig, timeout_s: float, root: Path = Path("/")) -> Iterator[Finding]:
     """All findings, the quick ones first. root: where /proc and /sys of the machine are."""
     profile = load_profile(config.profile)
-    yield from machine(profile, root)
+    found = look(root)
+    yield from machine(profile, found)
+    yield proposed(profile, found)
     yield state(config.state_dir)
-    verdict = health.judge(health.read(root), profile, was_ok=True, working=False)
+    verdict = health.judge(found.reading, profile)
     yield Finding("health", "ok" if verdict.ok else "warning", verdict.reason or "may train now")
     yield asyncio.run(broker(config, profile, timeout_s))
-    yield package("onnxruntime", needed=False)
+    runtime = package("onnxruntime", needed=False)
+    yield runtime
+    if runtime.status == "ok":
+        yield providers(profile)
     yield package("onnx", needed=False)
     if profile.training.enabled:
         torch = package("torch", needed=True)
@@ -81,32 +88,38 @@ def examine(config: AgentConfig, timeout_s: float, root: Path = Path("/")) -> It
             yield data(config)
 
 
-def machine(profile: Profile, root: Path) -> Iterator[Finding]:
-    """The profile beside what is here."""
-    cores, memory = os.cpu_count() or 1, health.memory_limit_mib(root)
-    here = f"{cores} cores, {memory or 'unknown'} MiB"
-    wants = f"profile {profile.id} wants {profile.cores} cores, {profile.memory_mib} MiB"
-    better = propose(cores, memory, root)
-    proposal = f"; try profile {better.id}" if better and better.id != profile.id else ""
-    # A "512 MB" board shows less, because the kernel and the graphics take theirs first.
-    if cores < profile.cores or (memory is not None and memory < 0.8 * profile.memory_mib):
-        yield Finding("machine", "problem", f"{here}: {wants}{proposal}")
-    else:
-        yield Finding("machine", "ok", f"{here}; {wants}{proposal}")
+def machine(profile: Profile, found: Machine) -> Iterator[Finding]:
+    """What of the profile does not fit what is here."""
+    here = f"{found.cores} cores, {found.memory_mib or 'unknown'} MiB, {found.isa or 'unknown instruction set'}"
+    problems = list(misfits(found, profile))
+    yield Finding("machine", "ok" if not problems else "warning", f"{found.board or 'no known board'}: {here}")
+    for status, text in problems:
+        yield Finding("machine", status, text)
 
 
-def propose(cores: int, memory: int | None, root: Path) -> Profile | None:
-    """The profile of this board by its name, otherwise the largest that fits the machine."""
-    try:
-        board = (root / "proc/device-tree/model").read_text().replace(" Model ", "")  # 4 Model B: 4B
-    except OSError:
-        board = ""
-    profiles = [load_profile(name) for name in profile_names()]
-    for profile in profiles:
-        if board.startswith(profile.title.partition(":")[0]):
-            return profile
-    fitting = [p for p in profiles if p.cores <= cores and (memory is None or 0.8 * p.memory_mib <= memory)]
-    return max(fitting, key=lambda profile: (profile.memory_mib, profile.id), default=None)
+def proposed(profile: Profile, found: Machine) -> Finding:
+    """The profile that the machine should have, beside the one that it has."""
+    better = propose(found, [load_profile(name) for name in profile_names()])
+    if better is None:
+        return Finding("profile", "warning", "none that comes with Talaria fits: copy the nearest, and lower it")
+    if better.id == profile.id:
+        return Finding("profile", "ok", f"{better.id}: {better.title}", better.id)
+    detail = f"{profile.id} is set; {better.id} would fit: {better.title}"
+    # A profile of one's own is a decision, and so is another that fits.
+    known = profile.id in profile_names() and any(status == "problem" for status, _ in misfits(found, profile))
+    return Finding("profile", "warning" if known else "ok", detail, better.id)
+
+
+def providers(profile: Profile) -> Finding:
+    """Whether the installed onnxruntime has what the profile would like to run on."""
+    status, output = _probe("import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))")
+    if status != 0:
+        return Finding("providers", "warning", output)
+    available = json.loads(output)
+    lacking = missing_providers(profile, available)
+    first = next(each for each in profile.inference.providers if each not in lacking)
+    more = f"; {', '.join(lacking)} are not in the installed onnxruntime" if lacking else ""
+    return Finding("providers", "ok", f"{first} will serve{more}")
 
 
 def state(directory: Path) -> Finding:

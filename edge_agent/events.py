@@ -67,10 +67,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class HealthChanged:
-    """Whether this machine may work on tasks now; the reason if not."""
+    """Whether this machine may work on tasks now; if not, the reason, and the code of a task's failure by it."""
 
     ok: bool
     reason: str
+    code: str = "unhealthy"
 
 
 @dataclass(frozen=True)

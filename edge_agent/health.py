@@ -1,7 +1,8 @@
 """May this machine train now? Read from /sys and /proc, judged by the profile; what cannot be read does not count."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.profiles import Profile
@@ -15,55 +16,75 @@ class Reading:
     """One look at the machine; None: not known.
 
     temperature_c   hottest thermal zone, degrees Celsius
-    battery_pct     charge of the emptiest battery; None also while on mains
+    battery_pct     charge of the emptiest battery
+    on_mains        a supply is connected and no battery is being emptied: the charge does not count
     load_per_core   one-minute load average per core
     available_mib   memory that can still be had, within this process's control group
     """
 
     temperature_c: float | None = None
     battery_pct: float | None = None
+    on_mains: bool = False
     load_per_core: float | None = None
     available_mib: int | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """reason: what is exceeded, by how much; empty if nothing is."""
+    """problems: what is exceeded (`heat`, `charge`, ...) -> by how much, in words."""
 
-    ok: bool
-    reason: str = ""
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(self.problems.values())
+
+    @property
+    def code(self) -> str:
+        """Of the failure that it makes of a task."""
+        return "over_budget" if list(self.problems) == ["budget"] else "unhealthy"
 
 
-def judge(reading: Reading, profile: Profile, *, was_ok: bool, working: bool) -> Verdict:
+def judge(reading: Reading, profile: Profile, *, before: Verdict = Verdict(), working: bool = False) -> Verdict:
     """The verdict on a reading.
 
-    was_ok   the last verdict: after a refusal the machine must cool down to the resume temperature
+    before   the last verdict: what was too hot must cool down to the resume temperature, and what was too empty be
+             charged to the resume charge
     working  our trainer is running: load and memory are then its own, and only heat and charge can stop it
     """
     limits, training = profile.health, profile.training
-    hottest = limits.max_temperature_c if was_ok else limits.resume_temperature_c
+    hottest = limits.resume_temperature_c if "heat" in before.problems else limits.max_temperature_c
+    emptiest = limits.min_battery_pct
+    if "charge" in before.problems:
+        emptiest = max(emptiest, limits.resume_battery_pct)
     needed = training.memory_mib + limits.min_available_mib
-    problems = []
+    problems = {}
     if not training.enabled:
-        problems.append(f"profile {profile.id} only infers")
+        problems["profile"] = f"profile {profile.id} only infers"
     if reading.temperature_c is not None and reading.temperature_c > hottest:
-        problems.append(f"{reading.temperature_c:.0f} C is above {hottest:.0f} C")
-    if reading.battery_pct is not None and reading.battery_pct < limits.min_battery_pct:
-        problems.append(f"battery {reading.battery_pct:.0f} % is below {limits.min_battery_pct:.0f} %")
+        problems["heat"] = f"{reading.temperature_c:.0f} C is above {hottest:.0f} C"
+    if reading.battery_pct is not None and not reading.on_mains and reading.battery_pct < emptiest:
+        problems["charge"] = f"battery {reading.battery_pct:.0f} % is below {emptiest:.0f} %"
     if not working and reading.load_per_core is not None and reading.load_per_core > limits.max_load_per_core:
-        problems.append(f"load {reading.load_per_core:.1f} per core is above {limits.max_load_per_core:.1f}")
+        problems["load"] = f"load {reading.load_per_core:.1f} per core is above {limits.max_load_per_core:.1f}"
     if not working and reading.available_mib is not None and reading.available_mib < needed:
-        problems.append(f"{reading.available_mib} MiB of memory are available, {needed} MiB are needed")
-    return Verdict(not problems, "; ".join(problems))
+        problems["memory"] = f"{reading.available_mib} MiB of memory are available, {needed} MiB are needed"
+    return Verdict(problems)
 
 
 def read(root: Path = Path("/")) -> Reading:
     """Look at the machine whose /proc and /sys lie below `root`."""
     temperatures = [t / 1000 for t in _numbers(root / "sys/class/thermal", "thermal_zone*/temp") if t > 0]
     load = _number(root / "proc/loadavg")
+    battery_pct, on_mains = _power(root / "sys/class/power_supply")
     return Reading(
         temperature_c=max(temperatures, default=None),
-        battery_pct=_battery(root / "sys/class/power_supply"),
+        battery_pct=battery_pct,
+        on_mains=on_mains,
         load_per_core=None if load is None else load / (os.cpu_count() or 1),
         available_mib=_available_mib(root),
     )
@@ -76,17 +97,22 @@ def memory_limit_mib(root: Path = Path("/")) -> int | None:
     return min([*groups, *([] if total is None else [total])], default=None)
 
 
-def _battery(supplies: Path) -> float | None:
-    """Charge of the emptiest battery, unless a mains supply is online or there is none."""
-    charges = []
+def _power(supplies: Path) -> tuple[float | None, bool]:
+    """Charge of the emptiest battery, and whether something else feeds the machine.
+
+    A battery that says `Discharging` is believed before a supply that says `online`: a weak charger does not keep up
+    with a phone that trains, and a USB port that feeds others is online as well.
+    """
+    charges, states, fed = [], set(), False
     for supply in sorted(supplies.glob("*")):
-        kind = _text(supply / "type")
-        if kind in ("Mains", "USB") and _text(supply / "online") == "1":
-            return None
-        charge = _number(supply / "capacity")
-        if kind == "Battery" and _text(supply / "scope") != "Device" and charge is not None:
-            charges.append(charge)
-    return min(charges, default=None)
+        if _text(supply / "type") != "Battery":
+            fed = fed or _text(supply / "online") not in (None, "0")
+        elif _text(supply / "scope") != "Device":  # a mouse has one too
+            states.add(_text(supply / "status"))
+            if (charge := _number(supply / "capacity")) is not None:
+                charges.append(charge)
+    on_mains = "Discharging" not in states and (fed or bool(states & {"Charging", "Full"}))
+    return min(charges, default=None), on_mains
 
 
 def _available_mib(root: Path) -> int | None:

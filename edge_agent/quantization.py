@@ -20,6 +20,7 @@ BATCH = 8
 _VARIANTS: Mapping[str, tuple[QuantType, bool]] = {
     "x86-64-avx2": (QuantType.QUInt8, True),
     "x86-64-vnni": (QuantType.QUInt8, False),
+    "armv7": (QuantType.QInt8, False),
     "armv8.0": (QuantType.QInt8, False),
     "armv8.2-dotprod": (QuantType.QInt8, False),
 }

@@ -1,15 +1,17 @@
 """`talaria-agent run`: one device, until it is told to stop."""
 
 import asyncio
-import logging
+import contextlib
 import signal
 from pathlib import Path
 
 import click
 
 from edge_agent.agent import Agent
+from shared.commands import LOG_FILE, LOG_FORMAT
 from shared.config import AgentConfig
 from shared.link import Link, Will
+from shared.logs import LogFormat, logged
 from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.settings import load_agent_config
@@ -22,27 +24,57 @@ KEPT_BYTES = 16 << 20
 @click.option("--config", "-c", "config_path", type=click.Path(path_type=Path), help="TOML file of this device.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override a setting: --set device=kitchen")
 @click.option("--once", is_flag=True, help="Exit when this device's report after the last round has its receipt.")
+@click.option(
+    "--until-idle",
+    is_flag=True,
+    help="Exit when there is nothing to do: for timers that start the agent, or wake the machine, again.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Warnings only.")
-def run(config_path: Path | None, sets: tuple[str, ...], once: bool, quiet: bool) -> None:
+@LOG_FORMAT
+@LOG_FILE
+def run(
+    config_path: Path | None,
+    sets: tuple[str, ...],
+    once: bool,
+    until_idle: bool,
+    quiet: bool,
+    log_format: LogFormat | None,
+    log_file: Path | None,
+) -> None:
     """Serve as a device of a fleet until interrupted.
 
     Everything survives a restart at any time: what was trained and not yet delivered is offered again, and transfers go
     on where they stopped. SIGTERM and Ctrl-C stop it cleanly.
+
+    With wakes_every_s the device lies down whenever there is nothing to do, says when it will be back, and sleeps in
+    this process, or, with --until-idle, exits.
     """
     config = load_agent_config(config_path, sets).config
-    logging.basicConfig(
-        level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
     keep_freed_memory(KEPT_BYTES)
-    asyncio.run(_serve(config, once))
+    with logged(log_format or "text", log_file, quiet=quiet, device=config.device):
+        asyncio.run(_serve(config, once=once, until_idle=until_idle))
 
 
-async def _serve(config: AgentConfig, once: bool) -> None:
+async def _serve(config: AgentConfig, *, once: bool, until_idle: bool) -> None:
+    """One agent after the other: to wake up is to start, and whatever a restart survives, sleep does."""
+
     def open_link(client_id: str, will: Will | None) -> Link:
         return MqttLink(config.broker, client_id, will)
 
-    agent = Agent(config, open_link, once=once)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, agent.stop)
-    await agent.run()
+    stopped = asyncio.Event()
+    while not stopped.is_set():
+        agent = Agent(config, open_link, once=once, until_idle=until_idle)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, agent, stopped)
+        await agent.run()
+        if agent.asleep_s is None or until_idle:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(agent.asleep_s):
+                await stopped.wait()
+
+
+def _stop(agent: Agent, stopped: asyncio.Event) -> None:
+    stopped.set()
+    agent.stop()

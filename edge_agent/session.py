@@ -53,6 +53,7 @@ class Session:
         self.task: Task | None = None
         self.healthy = True
         self.reason = ""
+        self._code = ""
         self.phase = Phase.IDLE if answer is None else Phase.ANSWERING
         self._linked = False
         self._rejected: Task | None = None
@@ -80,8 +81,8 @@ class Session:
                 return self._finished(key, answer)
             case Failed(key, code, reason):
                 return self._fail(code, reason) if self._at_work_on(key) else []
-            case HealthChanged(ok, reason):
-                return self._judged(ok, reason)
+            case HealthChanged():
+                return self._judged(event)
             case Grant():
                 return self._granted(event)
             case Receipt():
@@ -121,7 +122,7 @@ class Session:
         if key == self.done:
             return actions
         if not self.healthy:
-            return actions + self._fail("unhealthy", self.reason)
+            return actions + self._fail(self._code, self.reason)
         self.phase = Phase.FETCHING
         return [*actions, Fetch(task)]
 
@@ -173,12 +174,12 @@ class Session:
         self._rejected, self.phase = self.task, Phase.ANSWERING
         return self._say()
 
-    def _judged(self, ok: bool, reason: str) -> list[Action]:
-        changed = (ok, reason) != (self.healthy, self.reason)
-        self.healthy, self.reason = ok, reason
+    def _judged(self, news: HealthChanged) -> list[Action]:
+        changed = (news.ok, news.reason) != (self.healthy, self.reason)
+        self.healthy, self.reason, self._code = news.ok, news.reason, news.code
         actions: list[Action] = [Announce()] if changed and self._linked else []
-        if not ok and self.phase in (Phase.FETCHING, Phase.WORKING):
-            actions += [Cancel(reason), *self._fail("unhealthy", reason)]
+        if not news.ok and self.phase in (Phase.FETCHING, Phase.WORKING):
+            actions += [Cancel(news.reason), *self._fail(news.code, news.reason)]
         return actions
 
     def _granted(self, grant: Grant) -> list[Action]:

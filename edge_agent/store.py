@@ -6,6 +6,7 @@
     generations/0000012/   record.json and the files of the last finished task: memory, and the update until its receipt
     downloads/             payloads, whole or in parts
     models/                exported models (edge_agent.export)
+    budget                 what of the day's bytes is used up, on a metered link (edge_agent.budget)
     traffic                bytes sent and received during the current run; a statistic, so no write waits for the disk
 
 A finished task becomes a generation: its files are written and synced first, then `current` is replaced in one step, so
@@ -21,10 +22,9 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from edge_agent.entries import Entry, read_entry, sealed
 from edge_agent.events import Key
 from edge_agent.job import MEMORY, UPDATE
 from shared.errors import StateError
@@ -36,11 +36,7 @@ log = logging.getLogger(__name__)
 RECORD = "record.json"
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Record(_Entry):
+class Record(Entry):
     """One finished task. files: name -> SHA-256 of what must be intact; examples: this device's training examples."""
 
     key: Key
@@ -49,22 +45,19 @@ class Record(_Entry):
     examples: int
 
 
-class Current(_Entry):
+class Current(Entry):
     """answer: `pending` until its receipt, then `accepted`, or `dropped` where the same task may be done again."""
 
     generation: int
     answer: Literal["pending", "accepted", "dropped"]
 
 
-class Traffic(_Entry):
+class Traffic(Entry):
     """Payload bytes on the link, both ways, since the run began."""
 
     run: str = ""
     up: int = 0
     down: int = 0
-
-
-E_ = TypeVar("E_", bound=_Entry)
 
 
 class Store:
@@ -89,7 +82,7 @@ class Store:
             os.close(self._lock)
             raise StateError(f"{directory} is in use by another agent: give each agent its own state_dir") from error
         self.epoch = self._count_start()
-        self._traffic = _read(directory / "traffic", Traffic) or Traffic()
+        self._traffic = read_entry(directory / "traffic", Traffic) or Traffic()
         self._current, self._record = self._load()
         self._sweep()
 
@@ -135,7 +128,7 @@ class Store:
         """Make the files of the workspace, which `settle` went over, the device's memory and pending answer: durably
         and in one step."""
         record = Record(key=key, answer=answer, files=settled, examples=examples)
-        atomic_write(workspace / RECORD, _sealed(record))
+        atomic_write(workspace / RECORD, sealed(record))
         sync_directory(self._generations)
         self._switch(Current(generation=int(workspace.name), answer="pending"))
         self._record = record
@@ -159,13 +152,17 @@ class Store:
 
     # --- traffic ---
 
-    def count(self, run: str, *, up: int, down: int) -> Traffic:
-        """Add bytes to the run's traffic, and start anew for another run. The sum so far; a killed process finds it
-        again, and after a power failure there may be an older one, or none."""
+    def traffic(self, run: str, *, up: int, down: int) -> Traffic:
+        """The run's traffic with these bytes added: from them on, where it is another run than the last."""
         before = self._traffic if self._traffic.run == run else Traffic(run=run)
-        self._traffic = Traffic(run=run, up=before.up + up, down=before.down + down)
+        return Traffic(run=run, up=before.up + up, down=before.down + down)
+
+    def count(self, run: str, *, up: int, down: int) -> Traffic:
+        """The same, written down; a killed process finds it again, and after a power failure there may be an older
+        one, or none."""
+        self._traffic = self.traffic(run, up=up, down=down)
         temporary = self.directory / ".traffic.tmp"
-        temporary.write_bytes(_sealed(self._traffic))
+        temporary.write_bytes(sealed(self._traffic))
         temporary.replace(self.directory / "traffic")
         return self._traffic
 
@@ -191,7 +188,7 @@ class Store:
 
     def _load(self) -> tuple[Current, Record | None]:
         numbers = sorted((int(p.name) for p in self._generations.iterdir() if p.name.isdigit()), reverse=True)
-        current = _read(self.directory / "current", Current)
+        current = read_entry(self.directory / "current", Current)
         if current is None:
             if not (self.directory / "current").exists():
                 return Current(generation=0, answer="dropped"), None  # nothing was ever finished
@@ -209,7 +206,7 @@ class Store:
 
     def _intact(self, current: Current) -> Record | None:
         folder = self._generation(current.generation)
-        record = _read(folder / RECORD, Record)
+        record = read_entry(folder / RECORD, Record)
         if record is None:
             return None
         for name, digest in record.files.items():
@@ -221,7 +218,7 @@ class Store:
         return record
 
     def _switch(self, current: Current) -> None:
-        atomic_write(self.directory / "current", _sealed(current))
+        atomic_write(self.directory / "current", sealed(current))
         self._current = current
 
     def _sweep(self) -> None:
@@ -242,24 +239,3 @@ def settle(workspace: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sealed(entry: _Entry) -> bytes:
-    """JSON under its own digest, so that a torn or rotten file is never believed."""
-    body = entry.model_dump_json().encode()
-    return hashlib.sha256(body).hexdigest().encode() + b"\n" + body
-
-
-def _read(path: Path, kind: type[E_]) -> E_ | None:
-    """A sealed file; None where it is absent or damaged, and a warning for the latter."""
-    try:
-        seal, _, body = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
-        return None
-    try:
-        if hashlib.sha256(body).hexdigest().encode() != seal:
-            raise ValueError("its digest is not that of its content")
-        return kind.model_validate_json(body)
-    except (ValueError, ValidationError) as error:
-        log.warning("%s is damaged and not used: %s", path, error)
-        return None

@@ -12,15 +12,21 @@ from edge_agent.job import UPDATE, Job, Outcome
 from edge_agent.metered import Metered
 from edge_agent.store import Store, settle
 from edge_agent.trainer import Work
-from shared.chunks import describe
+from shared.chunks import Assembly, describe
 from shared.config import AgentConfig
 from shared.errors import ExportError, MalformedPayload, OutOfTime, StateError, TalariaError
+from shared.link import packet_size
 from shared.messages import Blob, Offer, Report, Task
 from shared.profiles import Profile
 from shared.topics import Topics
 from shared.transfer import Download, chunk_size
 
 log = logging.getLogger(__name__)
+
+UPLOAD_TIMES = 2
+"""How much longer than the download an update may take on its way: mobile links are slower upwards."""
+MARGIN = 0.05
+"""Share of the time that is left for what surrounds training: evaluation, encoding, the disk."""
 
 
 class Workbench:
@@ -44,10 +50,12 @@ class Workbench:
         self._store, self._link, self._do = store, link, work
         self._count, self._tell = count, tell
         self._topics = Topics(config.fleet)
+        self._limit = profile.memory_mib * 2**20
         self._free = asyncio.Lock()
         self._duty: asyncio.Task[None] | None = None
         self._chunks: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
         self._wanted: str | None = None
+        self._fetch_s = 0.0
 
     def fetch(self, task: Task) -> None:
         """Begin to bring everything here that the task names."""
@@ -56,6 +64,19 @@ class Workbench:
     def work(self, task: Task, deadline: float) -> None:
         """Begin to work on a task whose payload is here; deadline: on the monotonic clock."""
         self._begin(task, self._work(task, deadline))
+
+    def lacking(self, task: Task) -> int:
+        """Upper bound of the bytes of the packets that a fetch of this task would bring; what is here already is not
+        fetched again."""
+        return sum(self._lacking(blob) for blob in _blobs(task))
+
+    def _lacking(self, blob: Blob) -> int:
+        bytes_, chunks = blob.size, blob.chunks
+        if blob.size <= self._limit and any(self._store.downloads.glob(f"{blob.digest}*")):
+            assembly = Assembly(self._path(blob), blob)
+            bytes_ -= assembly.received
+            chunks = sum(end - first for first, end in assembly.missing(limit=chunks))
+        return bytes_ + chunks * packet_size(self._topics.chunk(blob.digest, 0, blob.chunks), 0)
 
     def cancel(self) -> None:
         """Stop what is under way."""
@@ -98,10 +119,12 @@ class Workbench:
     # --- fetch ---
 
     async def _fetch(self, task: Task) -> None:
-        blobs = [blob for blob in (task.payload, task.initial, task.template) if blob is not None]
+        started = time.monotonic()
+        blobs = _blobs(task)
         self._store.keep_downloads(*(blob.digest for blob in blobs))
         for blob in blobs:
             await self._download(task.run, blob)
+        self._fetch_s = time.monotonic() - started
         self._tell(Fetched(Key.of(task)))
 
     async def _download(self, run: str, blob: Blob) -> None:
@@ -130,9 +153,8 @@ class Workbench:
 
     def _check_room(self, blob: Blob) -> None:
         """Refuse what this device cannot hold, before a byte of it is fetched."""
-        limit = self._profile.memory_mib * 2**20
-        if blob.size > limit:
-            raise StateError(f"a payload of {blob.size} bytes is more than this device's memory ({limit} bytes)")
+        if blob.size > self._limit:
+            raise StateError(f"a payload of {blob.size} bytes is more than this device's memory ({self._limit} bytes)")
         free = self._store.free_bytes()
         if 3 * blob.size > free:
             raise StateError(
@@ -161,6 +183,7 @@ class Workbench:
             threads=self._config.threads or self._profile.training.threads,
             trust=self._config.trust,
             deadline_s=left,
+            reserve_s=min(left / 2, UPLOAD_TIMES * self._fetch_s + MARGIN * left),
         )
         started = time.monotonic()
         outcome = await self._do(job)
@@ -199,3 +222,8 @@ class Workbench:
             return {}
         finally:
             await asyncio.wait([running])  # also when cancelled: two at once would be in each other's way
+
+
+def _blobs(task: Task) -> list[Blob]:
+    """Everything that a task names, in the order in which it is fetched."""
+    return [blob for blob in (task.payload, task.initial, task.template) if blob is not None]

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,6 +10,8 @@ from shared.errors import ConfigError
 from shared.plugins import nearest
 from shared.toml import bundled, bundled_names, read_toml
 from shared.validation import validate
+
+Isa: TypeAlias = Literal["x86-64-avx2", "x86-64-vnni", "armv7", "armv8.0", "armv8.2-dotprod"]
 
 
 class Section(BaseModel):
@@ -41,7 +43,10 @@ class Link(Section):
     kind: Literal["loopback", "ethernet", "wifi", "lte", "lte-m", "nb-iot"] = "ethernet"
     max_packet: int = Field(122_880, ge=1024, description="bytes of the largest MQTT packet that the device handles")
     daily_mib: float | None = Field(
-        None, gt=0, description="budget of a metered link, both ways, per day: without room in it no task is taken"
+        None,
+        gt=0,
+        description="budget of a metered link, both ways, per UTC day: a task whose download does not fit the rest is "
+        "refused; what is finished is still delivered",
     )
 
 
@@ -65,11 +70,15 @@ class Inference(Section):
 
 
 class Health(Section):
-    """Training is refused beyond these, and allowed again below the resume value. What cannot be read is no reason."""
+    """Training is refused beyond these. After a refusal for heat or charge it is allowed again from the resume value
+    on. What cannot be read is no reason."""
 
     max_temperature_c: float = Field(80, description="hottest thermal zone")
-    resume_temperature_c: float = Field(70, description="training is allowed again below this")
-    min_battery_pct: float = Field(0, ge=0, le=100, description="lowest charge while not on mains")
+    resume_temperature_c: float = Field(70, description="training is allowed again at this and below")
+    min_battery_pct: float = Field(0, ge=0, le=100, description="lowest charge at which it trains while not on mains")
+    resume_battery_pct: float = Field(
+        0, ge=0, le=100, description="training is allowed again from this charge on; min_battery_pct if that is more"
+    )
     max_load_per_core: float = Field(4.0, gt=0, description="one-minute load average per core, without our own trainer")
     min_available_mib: int = Field(64, ge=0, description="memory that must be available beside the trainer's budget")
 
@@ -85,13 +94,18 @@ class Profile(Section):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     title: str
+    known_as: tuple[str, ...] = Field(
+        (),
+        description="how a machine of this class names itself: the beginning of its device tree's model, or `android` "
+        "or `container`; the doctor proposes the profile by it",
+    )
     sources: tuple[str, ...] = Field(
         (), description="where the values come from; `estimate` where they were not measured"
     )
-    isa: Literal["x86-64-avx2", "x86-64-vnni", "armv8.0", "armv8.2-dotprod"] = Field(
+    isa: Isa = Field(
         "x86-64-avx2", description="instruction set: which variant of int8 neither saturates nor runs slowly"
     )
-    cores: int = Field(ge=1)
+    cores: int = Field(ge=1, description="cores of the whole device")
     memory_mib: int = Field(ge=1, description="memory of the whole device")
     training: Training = Training()
     link: Link = Link()
@@ -100,6 +114,8 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
+        if self.training.enabled and self.isa == "armv7":
+            raise ValueError("isa armv7 has no torch: set training.enabled = false")
         if self.training.enabled and not 0 < self.training.memory_mib <= 0.9 * self.memory_mib:
             raise ValueError(
                 f"training.memory_mib {self.training.memory_mib} must be above 0 and leave a tenth of memory_mib "

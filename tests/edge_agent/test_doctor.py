@@ -12,21 +12,13 @@ from click.testing import CliRunner
 from coordinator.broker import EmbeddedBroker
 from edge_agent import doctor
 from edge_agent.cli import cli
+from edge_agent.proposal import Machine
 from shared.config import AgentConfig
 from shared.config_base import BrokerSettings
 from shared.config_data import DataSettings
 from shared.profiles import load_profile
 
 CONTAINER = load_profile("container")
-
-
-def machine(root: Path, *, mib: int, board: str = "") -> Path:
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: {mib * 1024} kB\nMemAvailable: {mib * 1024} kB\n")
-    if board:
-        (root / "proc/device-tree").mkdir(exist_ok=True)
-        (root / "proc/device-tree/model").write_text(f"{board}\0")
-    return root
 
 
 def agent_config(tmp_path: Path, url: str) -> AgentConfig:
@@ -56,34 +48,26 @@ async def test_broker_that_is_not_there(tmp_path: Path, dead_port: int) -> None:
     assert str(dead_port) in finding.detail
 
 
-def test_machine_that_fits_its_profile(tmp_path: Path) -> None:
-    (finding,) = doctor.machine(CONTAINER, machine(tmp_path, mib=1024))
+def test_machine_that_fits_its_profile() -> None:
+    found = Machine(cores=4, memory_mib=7900, isa="armv8.2-dotprod", board="Raspberry Pi 5 Model B Rev 1.0")
+    (finding,) = doctor.machine(load_profile("rpi-5"), found)
     assert finding.status == "ok"
+    assert doctor.proposed(load_profile("rpi-5"), found).profile == "rpi-5"
 
 
-def test_machine_that_is_too_small_for_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
-    (finding,) = doctor.machine(load_profile("rpi-5"), machine(tmp_path, mib=3800))
-    assert finding.status == "problem"
-    assert "try profile rpi-4b" in finding.detail
+def test_machine_that_is_too_small_for_its_profile() -> None:
+    found = Machine(cores=4, memory_mib=3800, isa="armv8.0", board="Raspberry Pi 4 Model B Rev 1.5")
+    details = [
+        finding.detail for finding in doctor.machine(load_profile("rpi-5"), found) if finding.status == "problem"
+    ]
+    assert details == ["3800 MiB, profile rpi-5 is for 8192 MiB"]
+    finding = doctor.proposed(load_profile("rpi-5"), found)
+    assert (finding.status, finding.profile) == ("warning", "rpi-4b")
 
 
-@pytest.mark.parametrize(
-    ("board", "name"),
-    [
-        ("Raspberry Pi 4 Model B Rev 1.5", "rpi-4b"),
-        ("Raspberry Pi 5 Model B Rev 1.0", "rpi-5"),
-        ("Raspberry Pi Zero 2 W Rev 1.0", "rpi-zero-2w"),
-    ],
-)
-def test_a_known_board_is_proposed_its_profile(tmp_path: Path, board: str, name: str) -> None:
-    proposed = doctor.propose(4, 16000, machine(tmp_path, mib=16000, board=board))
-    assert proposed is not None
-    assert proposed.id == name
-
-
-def test_no_profile_fits_a_tiny_machine(tmp_path: Path) -> None:
-    assert doctor.propose(1, 100, tmp_path) is None
+def test_providers_that_the_runtime_lacks_are_named() -> None:
+    finding = doctor.providers(load_profile("jetson-orin-nano"))
+    assert finding.detail.startswith("CPUExecutionProvider will serve; TensorrtExecutionProvider, CUDA")
 
 
 def test_state_folder(tmp_path: Path) -> None:
@@ -125,4 +109,5 @@ def test_command_reports_a_problem_in_json_and_exit_status(tmp_path: Path, dead_
     assert result.exit_code == 1
     found = {finding["check"]: finding["status"] for finding in json.loads(result.output)}
     assert found["broker"] == "problem"
+    assert found["profile"] in ("ok", "warning")
     assert found["torch"] == found["data"] == found["state_dir"] == "ok"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.health import Reading, judge, memory_limit_mib, read
+from edge_agent.health import Reading, Verdict, judge, memory_limit_mib, read
 from shared.profiles import Profile
 
 PROFILE = Profile.model_validate(
@@ -34,14 +34,14 @@ def put(root: Path, files: dict[str, str]) -> None:
 
 
 def test_a_fine_machine() -> None:
-    verdict = judge(FINE, PROFILE, was_ok=True, working=False)
+    verdict = judge(FINE, PROFILE)
     assert verdict.ok
     assert verdict.reason == ""
 
 
 def test_what_is_unknown_does_not_count() -> None:
-    assert judge(Reading(), PROFILE, was_ok=True, working=False).ok
-    assert judge(Reading(), PROFILE, was_ok=False, working=False).ok
+    assert judge(Reading(), PROFILE).ok
+    assert judge(Reading(), PROFILE, before=Verdict({"heat": "hot", "charge": "empty"})).ok
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_is_unknown_does_not_count() -> None:
     ],
 )
 def test_each_limit_is_a_reason(reading: Reading, named: str) -> None:
-    verdict = judge(reading, PROFILE, was_ok=True, working=False)
+    verdict = judge(reading, PROFILE)
     assert not verdict.ok
     assert named in verdict.reason
 
@@ -63,27 +63,56 @@ def test_each_limit_is_a_reason(reading: Reading, named: str) -> None:
     "reading", [Reading(temperature_c=80, battery_pct=30, load_per_core=2, available_mib=600)], ids=["at the limits"]
 )
 def test_the_limits_themselves_are_allowed(reading: Reading) -> None:
-    assert judge(reading, PROFILE, was_ok=True, working=False).ok
+    assert judge(reading, PROFILE).ok
 
 
 def test_a_hot_machine_must_cool_down() -> None:
     verdicts = []
-    ok = True
+    verdict = Verdict()
     for temperature in (75, 81, 79, 71, 70, 79):
-        ok = judge(Reading(temperature_c=temperature), PROFILE, was_ok=ok, working=False).ok
-        verdicts.append(ok)
+        verdict = judge(Reading(temperature_c=temperature), PROFILE, before=verdict)
+        verdicts.append(verdict.ok)
     assert verdicts == [True, False, False, False, True, True]
 
 
+CHARGED = Profile.model_validate(
+    {**PROFILE.model_dump(), "health": {**PROFILE.health.model_dump(), "resume_battery_pct": 50}}
+)
+
+
+def test_an_empty_battery_must_be_charged_again() -> None:
+    verdicts = []
+    verdict = Verdict()
+    for charge in (31, 29, 31, 49, 50, 31):
+        verdict = judge(Reading(battery_pct=charge), CHARGED, before=verdict)
+        verdicts.append(verdict.ok)
+    assert verdicts == [True, False, False, False, True, True]
+
+
+def test_on_the_charger_it_trains_at_any_charge_and_unplugged_it_stops() -> None:
+    empty = judge(Reading(battery_pct=10), CHARGED)
+    assert not empty.ok
+    charging = judge(Reading(battery_pct=11, on_mains=True), CHARGED, before=empty)
+    assert charging.ok
+    assert not judge(Reading(battery_pct=12), CHARGED, before=charging, working=True).ok
+
+
+def test_what_was_refused_for_one_reason_need_not_recover_from_another() -> None:
+    """A busy device at 75 C and 40 % may train as soon as it is idle, since neither was ever exceeded."""
+    busy = judge(Reading(temperature_c=75, battery_pct=40, load_per_core=9), CHARGED)
+    assert set(busy.problems) == {"load"}
+    assert judge(Reading(temperature_c=75, battery_pct=40), CHARGED, before=busy).ok
+
+
 def test_the_trainers_own_load_and_memory_do_not_stop_it_but_heat_does() -> None:
-    assert judge(Reading(load_per_core=9, available_mib=10), PROFILE, was_ok=True, working=True).ok
-    assert not judge(Reading(temperature_c=90), PROFILE, was_ok=True, working=True).ok
-    assert not judge(Reading(battery_pct=5), PROFILE, was_ok=True, working=True).ok
+    assert judge(Reading(load_per_core=9, available_mib=10), PROFILE, working=True).ok
+    assert not judge(Reading(temperature_c=90), PROFILE, working=True).ok
+    assert not judge(Reading(battery_pct=5), PROFILE, working=True).ok
 
 
 def test_a_profile_that_only_infers_never_trains() -> None:
     profile = PROFILE.model_copy(update={"training": PROFILE.training.model_copy(update={"enabled": False})})
-    verdict = judge(FINE, profile, was_ok=True, working=False)
+    verdict = judge(FINE, profile)
     assert not verdict.ok
     assert "only infers" in verdict.reason
 
@@ -118,9 +147,31 @@ def test_a_battery_does_not_count_on_mains(tmp_path: Path) -> None:
     supplies = "sys/class/power_supply"
     put(tmp_path, {f"{supplies}/BAT0/type": "Battery", f"{supplies}/BAT0/capacity": "5"})
     put(tmp_path, {f"{supplies}/AC/type": "Mains", f"{supplies}/AC/online": "0"})
-    assert read(tmp_path).battery_pct == 5
+    assert read(tmp_path) == Reading(battery_pct=5, on_mains=False)
     put(tmp_path, {f"{supplies}/AC/online": "1"})
-    assert read(tmp_path).battery_pct is None
+    assert read(tmp_path) == Reading(battery_pct=5, on_mains=True)
+    assert judge(read(tmp_path), PROFILE).ok
+
+
+@pytest.mark.parametrize(
+    ("files", "on_mains"),
+    [
+        ({"battery/status": "Charging"}, True),  # many phones: the charger itself is not shown
+        ({"battery/status": "Full"}, True),
+        ({"battery/status": "Discharging"}, False),
+        ({"battery/status": "Not charging"}, False),
+        ({"battery/status": "Not charging", "usb/type": "USB", "usb/online": "1"}, True),  # held at its threshold
+        ({"battery/status": "Charging", "usb/type": "USB_DCP", "usb/online": "1"}, True),
+        ({"battery/status": "Discharging", "usb/type": "USB", "usb/online": "1"}, False),  # the charger is too weak
+        ({"usb/type": "USB", "usb/online": "0", "wireless/type": "Wireless", "wireless/online": "1"}, True),
+        ({"usb/type": "USB", "usb/online": "0"}, False),
+    ],
+)
+def test_a_phone_on_its_charger(tmp_path: Path, files: dict[str, str], on_mains: bool) -> None:
+    supplies = "sys/class/power_supply"
+    put(tmp_path, {f"{supplies}/battery/type": "Battery", f"{supplies}/battery/capacity": "20"})
+    put(tmp_path, {f"{supplies}/{name}": f"{text}\n" for name, text in files.items()})
+    assert read(tmp_path) == Reading(battery_pct=20, on_mains=on_mains)
 
 
 MIB = 2**20
