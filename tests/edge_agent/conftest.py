@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from edge_agent.job import Job
+from shared.config import AgentConfig
 from shared.config_data import DataSettings
 from shared.memory_link import MemoryBroker
 from shared.messages import Plan
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from echo import Echo
 from scripted import ScriptedCoordinator, make_profile, make_task
 
 
@@ -48,3 +50,18 @@ async def coordinator(tmp_path: Path) -> AsyncIterator[ScriptedCoordinator]:
     await coordinator.open()
     yield coordinator
     await coordinator.close()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> AgentConfig:
+    """A device whose packets carry 1 KiB of a payload."""
+    profile = tmp_path / "small.toml"
+    profile.write_text(
+        'id = "small"\ntitle = "small packets"\ncores = 1\nmemory_mib = 1024\n[link]\nmax_packet = 1536\n'
+    )
+    return AgentConfig(device="device", profile=str(profile), state_dir=tmp_path / "state", stall_s=0.1)
+
+
+@pytest.fixture
+async def echo() -> Echo:
+    return Echo()

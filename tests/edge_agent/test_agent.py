@@ -1,106 +1,20 @@
 """The agent over a broker in memory, with a coordinator that does what the test says and work that echoes."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from echo import DATA, FINE, Echo, retained_presence, running, train
 from scripted import ScriptedCoordinator, make_task
 
 from edge_agent import health
 from edge_agent.agent import Agent
 from edge_agent.health import Reading
-from edge_agent.job import MEMORY, UPDATE, Job, Outcome
+from edge_agent.job import Outcome
 from edge_agent.store import Store
-from shared.codec import decode_presence, encode_message
+from shared.codec import encode_message
 from shared.config import AgentConfig
-from shared.messages import Blob, Chunk, Failure, Grant, Offer, Presence, Receipt, Report, Task, Want
-
-FINE = Reading(temperature_c=40)
-DATA = bytes(range(256)) * 32
-"""8 chunks of 1 KiB."""
-
-
-class Echo:
-    """Work that returns what it got. Closing `gate` holds it in the middle; `fails` is what it ends with instead."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-        self.memories: list[bytes | None] = []
-        self.cancelled: list[int] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.news = asyncio.Condition()
-        self.fails: Outcome | Exception | None = None
-
-    async def __call__(self, job: Job) -> Outcome:
-        self.jobs.append(job)
-        self.memories.append(job.memory.read_bytes() if job.memory else None)
-        async with self.news:
-            self.news.notify_all()
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(job.task.round)
-            async with self.news:
-                self.news.notify_all()
-            raise
-        if isinstance(self.fails, Exception):
-            raise self.fails
-        if self.fails:
-            return self.fails
-        (job.out / MEMORY).write_bytes(f"memory of round {job.task.round}".encode())
-        if job.task.action == "train":
-            (job.out / UPDATE).write_bytes(job.payload.read_bytes())
-        return Outcome(examples=12, metrics={"accuracy": 0.5})
-
-    async def begins(self, count: int = 1) -> None:
-        async with asyncio.timeout(20), self.news:
-            await self.news.wait_for(lambda: len(self.jobs) >= count)
-
-    async def is_cancelled(self) -> None:
-        async with asyncio.timeout(20), self.news:
-            await self.news.wait_for(lambda: self.cancelled)
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> AgentConfig:
-    """A device whose packets carry 1 KiB of a payload."""
-    profile = tmp_path / "small.toml"
-    profile.write_text(
-        'id = "small"\ntitle = "small packets"\ncores = 1\nmemory_mib = 1024\n[link]\nmax_packet = 1536\n'
-    )
-    return AgentConfig(device="device", profile=str(profile), state_dir=tmp_path / "state", stall_s=0.1)
-
-
-@pytest.fixture
-async def echo() -> Echo:
-    return Echo()
-
-
-@contextlib.asynccontextmanager
-async def running(
-    config: AgentConfig, coordinator: ScriptedCoordinator, work: Echo, **options: Any
-) -> AsyncIterator[Agent]:
-    agent = Agent(config, coordinator.broker.link, work, **{"look": lambda: FINE, **options})
-    task = asyncio.create_task(agent.run())
-    try:
-        yield agent
-    finally:
-        agent.stop()
-        await task
-
-
-async def train(coordinator: ScriptedCoordinator, round_: int = 1, data: bytes = DATA, **fields: Any) -> Task:
-    task = make_task(round_, payload=await coordinator.publish(data), **fields)
-    await coordinator.ask(task)
-    return task
-
-
-def retained_presence(coordinator: ScriptedCoordinator) -> Presence:
-    return decode_presence(coordinator.broker.retained[coordinator.topics.presence("device")])
+from shared.messages import Blob, Chunk, Failure, Grant, Offer, Presence, Receipt, Report, Want
 
 
 async def test_a_full_round(config: AgentConfig, coordinator: ScriptedCoordinator, echo: Echo, tmp_path: Path) -> None:
