@@ -7,9 +7,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from shared.logs import printable
+
 
 def line(event: dict[str, Any]) -> str | None:
-    """One event of coordinator.server in words; None where there is nothing to say."""
+    """One event of coordinator.server in words, on one line whatever a device put into it; None: nothing to say."""
+    text = _words(event)
+    return None if text is None else printable(text)
+
+
+def _words(event: dict[str, Any]) -> str | None:
     match event["event"]:
         case "started":
             again = "" if event["phase"] == "gathering" and event["round"] == 1 else f", from round {event['round']} on"
@@ -19,10 +26,7 @@ def line(event: dict[str, Any]) -> str | None:
         case "disconnected":
             return f"no connection to the broker: {event['reason']}"
         case "device":
-            state = (
-                ("ready" if not event["unfit"] else f"not asked: {event['unfit']}") if event["online"] else "offline"
-            )
-            return f"{event['device']} ({event['profile'] or 'unknown profile'}): {state}"
+            return f"{event['device']} ({event['profile'] or 'unknown profile'}): {_state(event)}"
         case "opened":
             again = f", attempt {event['attempt']}" if event["attempt"] > 1 else ""
             size = _size(event["payload_bytes"])
@@ -31,6 +35,11 @@ def line(event: dict[str, Any]) -> str | None:
             return f"refused from {event['device']}: {event['code']}, {event['reason']}"
         case "failed":
             return f"{event['device']} failed in round {event['round']}: {event['code']}, {event['reason']}"
+        case "quarantined":
+            why = f"{event['count']} times in a row, now {event['code']}, {event['reason']}"
+            return f"{event['device']} is in quarantine: it was refused or failed {why}"
+        case "released":
+            return f"{event['device']} is released from quarantine"
         case "abandoned":
             return f"round {event['round']} is asked again: {event['reason']}"
         case "closed":
@@ -53,6 +62,13 @@ def line(event: dict[str, Any]) -> str | None:
             reported = f"{len(event['reported'])} devices reported{_accuracy(event['evaluation'])}"
             return f"finished: {reported}{left}; everything is in {event['run_dir']}"
     return None
+
+
+def _state(event: dict[str, Any]) -> str:
+    if event["online"]:
+        return f"not asked: {event['unfit']}" if event["unfit"] else "ready"
+    asleep = event.get("asleep_s")
+    return "offline" if asleep is None else f"asleep, back in {asleep:.0f} s"
 
 
 class Narrator:

@@ -5,20 +5,26 @@ import json
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
 
 from coordinator.broker import EmbeddedBroker
 from coordinator.checkpoints import RunDirectory
 from coordinator.chronicle import OnEvent
+from coordinator.event_log import EventLog
+from coordinator.narrator import Narrator
 from coordinator.options import CONFIG, PATH, SET
 from coordinator.server import Coordinator
+from shared.commands import LOG_FILE, LOG_FORMAT
 from shared.config import RunConfig
 from shared.config_base import BrokerSettings
 from shared.errors import ConfigError
 from shared.link import Link, Will
+from shared.logs import LogFormat, logged
 from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.settings import load_run_config
@@ -34,11 +40,25 @@ KEPT_BYTES = 256 << 20
 @click.option("--run-dir", type=PATH, help="Folder of this run; a new one below run.directory without it.")
 @click.option("--resume", type=PATH, metavar="RUN_DIR", help="Go on with the run in this folder, as it was configured.")
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines (coordinator.server lists them).")
-def run(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, resume: Path | None, as_json: bool) -> None:
+@LOG_FORMAT
+@LOG_FILE
+def run(
+    config: Path | None,
+    sets: tuple[str, ...],
+    run_dir: Path | None,
+    resume: Path | None,
+    as_json: bool,
+    log_format: LogFormat | None,
+    log_file: Path | None,
+) -> None:
     """Run to the end: rounds, then personalization on every device.
 
     Stopped or killed at any point, it goes on where it was with --resume, or with the same --run-dir: in the same
-    round, with every update that was accepted. With --resume, --set may still change the broker and the transfer.
+    round, with every update that was accepted. With --resume, --set may still change the broker, the transfer and
+    run.http.
+
+    What happens is told on stdout, for people or with --json for programs. With --log-format it is logged on stderr
+    instead, with --log-file in that file as well.
     """
     if resume is not None:
         if config is not None or run_dir is not None:
@@ -48,27 +68,34 @@ def run(config: Path | None, sets: tuple[str, ...], run_dir: Path | None, resume
         settings = load_run_config(config, sets).config
         directory = run_dir or settings.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{settings.algorithm.name}")
     keep_freed_memory(KEPT_BYTES)
+    listeners: list[OnEvent] = [EventLog()] if log_format or log_file else []
+    if as_json:
+        listeners.append(_print_json)
+
+    def on_event(event: dict[str, Any]) -> None:
+        for listen in listeners:
+            listen(event)
+
     try:
-        if as_json:
-            asyncio.run(_serve(settings, directory, _print_json))
-        else:
-            from rich.console import Console
-
-            from coordinator.narrator import Narrator
-
-            with Narrator(Console(), settings.rounds.count) as narrator:
-                asyncio.run(_serve(settings, directory, narrator))
+        with logged(log_format or "text", log_file), ExitStack() as stack:
+            if not as_json and (log_file or not log_format):
+                listeners.append(stack.enter_context(Narrator(Console(), settings.rounds.count)))
+            asyncio.run(_serve(settings, directory, on_event))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(f"stopped; go on with: talaria-coordinator run --resume {directory}", err=True)
         sys.exit(STOPPED)
 
 
 def override(config: RunConfig, sets: tuple[str, ...]) -> RunConfig:
-    """The settings of a run, with --set over its broker and transfer."""
-    if odd := [text for text in sets if not text.startswith(("broker", "transfer."))]:
-        raise ConfigError(f"--set {odd[0]!r}: a run that goes on can only change its broker and transfer")
+    """The settings of a run, with --set over its broker, its transfer, its admission and its run.http."""
+    if odd := [text for text in sets if not text.startswith(("broker", "transfer.", "admission.", "run.http="))]:
+        can = "broker, transfer and admission, and run.http"
+        raise ConfigError(f"--set {odd[0]!r}: a run that goes on can only change its {can}")
     given = load_run_config(None, sets).config
-    changed = {name: getattr(given, name) for name in ("broker", "transfer") if any(s.startswith(name) for s in sets)}
+    sections = "broker", "transfer", "admission"
+    changed = {name: getattr(given, name) for name in sections if any(s.startswith(name) for s in sets)}
+    if any(text.startswith("run.http=") for text in sets):
+        changed["run"] = config.run.model_copy(update={"http": given.run.http})
     return config.model_copy(update=changed)
 
 

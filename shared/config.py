@@ -6,6 +6,7 @@ description is what `config show` and the documented example print: one place fo
 
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -38,6 +39,19 @@ class RunSettings(Settings):
         description="host:port at which the coordinator answers /metrics (Prometheus) and /health",
         examples=["127.0.0.1:9464"],
     )
+
+    @field_validator("http")
+    @classmethod
+    def _an_address(cls, http: str | None) -> str | None:
+        if http is not None:
+            try:
+                parts = urlsplit(f"//{http}")
+                fits = bool(parts.hostname and parts.port) and parts.netloc == http and "@" not in http
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(f"{http!r} is not host:port: for example 127.0.0.1:9464, or [::1]:9464")
+        return http
 
 
 class ModelSettings(Settings):

@@ -11,11 +11,13 @@ import json
 import logging
 import logging.handlers
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, TalariaError
 
 LogFormat = Literal["text", "json"]
 
@@ -26,6 +28,8 @@ FILES_KEPT = 5
 FIELDS = ("device", "run", "round", "event")
 """What a record may carry beside its text, as `extra`."""
 
+log = logging.getLogger("talaria")
+
 
 def printable(text: str) -> str:
     r"""The text with everything escaped that could end a line, or change how others look: "a\nb" becomes "a\\nb"."""
@@ -34,8 +38,10 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def set_up(form: LogFormat = "text", file: Path | None = None, *, quiet: bool = False, **known: str) -> None:
-    """Send everything that is logged, warnings of libraries included, to stderr, or to `file`, whose size is bounded.
+@contextmanager
+def logged(form: LogFormat = "text", file: Path | None = None, *, quiet: bool = False, **known: str) -> Iterator[None]:
+    """From here on, everything that is logged, warnings of libraries included, goes to stderr, or into `file`, whose
+    size is bounded. What ends the block is logged too, unless the program tells it on stderr in the same way.
 
     known  fields of every JSON line, for example device="kitchen"
     quiet  warnings only
@@ -46,8 +52,12 @@ def set_up(form: LogFormat = "text", file: Path | None = None, *, quiet: bool = 
     handler.setFormatter(_JsonLines(known) if form == "json" else _TextLines())
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    if file is not None or form == "json":
-        sys.excepthook = _last_words
+    try:
+        yield
+    except Exception as error:
+        if file is not None or form == "json":
+            log.critical("%s", str(error) or repr(error), exc_info=not isinstance(error, TalariaError))
+        raise
 
 
 def _file(path: Path) -> logging.Handler:
@@ -56,13 +66,6 @@ def _file(path: Path) -> logging.Handler:
         return logging.handlers.RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--log-file {str(path)!r} cannot be written: {error}") from error
-
-
-def _last_words(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """What ends the program belongs into its log, too."""
-    if issubclass(kind, Exception):
-        logging.getLogger("talaria").critical("ended by an error", exc_info=(kind, error, trace))
-    sys.__excepthook__(kind, error, trace)
 
 
 class _TextLines(logging.Formatter):

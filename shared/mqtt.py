@@ -58,8 +58,10 @@ class MqttLink:
         will: Will | None = None,
         *,
         versions: tuple[Version, ...] = (5, 4),
+        lasting: bool = True,
     ) -> None:
-        """`versions`: protocol levels to try, the preferred one first."""
+        """versions: protocol levels, the preferred first; lasting: the broker keeps our session while we are away."""
+        self._lasting = lasting
         self._settings = settings
         self._client_id = client_id
         self._will = will
@@ -177,7 +179,9 @@ class MqttLink:
     async def _connect_once(self) -> str:
         """Why there is no connection, or no longer."""
         url = self._settings.url
-        connection = Connection(self._settings, self._client_id, self._will, self._versions[0], self)
+        connection = Connection(
+            self._settings, self._client_id, self._will, self._versions[0], self, lasting=self._lasting
+        )
         try:
             await connection.open(CONNECT_S if self._agreed or self._versions[0] == 4 else UNKNOWN_VERSION_S)
             return await self._watch(connection)

@@ -10,11 +10,30 @@ from typing import Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from shared.link import DEFAULT_MAX_PACKET
+
+RECEIVE_WINDOW = 32
+"""Packets that the broker may send before we acknowledge one: two pages of chunks. What bounds our memory."""
+LARGEST_PACKET = 8 * DEFAULT_MAX_PACKET
+"""Bytes of the largest packet that we take; an MQTT 5 broker keeps anything larger from us."""
+SESSION_EXPIRY_S = 7 * 24 * 3600
 
 Deliver = Callable[[bytes, bytes, bool, int], None]
 """(topic, payload, retained, packet number; 0 under QoS 0)."""
 Acknowledge = Callable[[int, int], None]
 """(packet number, MQTT 5 reason code; 0 under 3.1.1)."""
+
+
+def connect_properties(*, lasting: bool) -> Properties:
+    """Of MQTT 5's CONNECT. lasting: whether the broker keeps our session while we are away."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = SESSION_EXPIRY_S if lasting else 0
+    properties.ReceiveMaximum = RECEIVE_WINDOW
+    properties.MaximumPacketSize = LARGEST_PACKET
+    return properties
 
 
 class LeanClient(paho.Client):

@@ -22,18 +22,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from shared.config_base import BrokerSettings
 from shared.credentials import password, tls_context, unwelcome
 from shared.errors import LinkError
-from shared.link import DEFAULT_MAX_PACKET, Will
+from shared.link import Will
 from shared.mqtt_answers import NO_ANSWER, Ended, Greeting, Owner, Refused
-from shared.mqtt_client import LeanClient
+from shared.mqtt_client import LeanClient, connect_properties
 
 Version = Literal[4, 5]
 """Protocol level: 4 is MQTT 3.1.1."""
 
-RECEIVE_WINDOW = 32
-"""Packets that the broker may send before we acknowledge one: two pages of chunks. What bounds our memory."""
-LARGEST_PACKET = 8 * DEFAULT_MAX_PACKET
-"""Bytes of the largest packet that we take; an MQTT 5 broker keeps anything larger from us."""
-SESSION_EXPIRY_S = 7 * 24 * 3600
 CONNECT_S = 10.0
 GOODBYE_S = 2.0
 REFUSAL = 0x80
@@ -46,12 +41,21 @@ class Connection:
     """Use once: `open`, then publish and subscribe until `ended` is done."""
 
     def __init__(
-        self, settings: BrokerSettings, client_id: str, will: Will | None, version: Version, owner: "Owner[Connection]"
+        self,
+        settings: BrokerSettings,
+        client_id: str,
+        will: Will | None,
+        version: Version,
+        owner: "Owner[Connection]",
+        *,
+        lasting: bool = True,
     ) -> None:
+        """`lasting`: whether the broker keeps the session, and what comes for it, beyond the connection."""
         self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._owner = owner
         self._version = version
+        self._lasting = lasting
         self._handled = 0
         self._flush_planned = False
         self._greeted: asyncio.Future[None] = self._loop.create_future()
@@ -60,7 +64,7 @@ class Connection:
         self._client = client = LeanClient(
             CallbackAPIVersion.VERSION2,
             client_id,
-            clean_session=None if version == 5 else False,
+            clean_session=None if version == 5 else not lasting,
             protocol=paho.MQTTv5 if version == 5 else paho.MQTTv311,
             reconnect_on_failure=False,
             manual_ack=True,
@@ -114,19 +118,13 @@ class Connection:
     def _connect(self) -> None:
         """Blocking; runs in a thread. TCP, TLS and the CONNECT packet."""
         url = urlsplit(self._settings.url)
-        properties = None
-        if self._version == 5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
-            properties.ReceiveMaximum = RECEIVE_WINDOW
-            properties.MaximumPacketSize = LARGEST_PACKET
         assert url.hostname is not None
         self._client.connect(
             url.hostname,
             url.port or (8883 if url.scheme == "mqtts" else 1883),
             self._settings.keepalive_s,
-            clean_start=False if self._version == 5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
-            properties=properties,
+            clean_start=not self._lasting if self._version == 5 else paho.MQTT_CLEAN_START_FIRST_ONLY,
+            properties=connect_properties(lasting=self._lasting) if self._version == 5 else None,
         )
 
     # --- what the link asks for: each returns the packet's number ----------------------------------------------------

@@ -1,0 +1,153 @@
+"""The tables that `status --live` and `devices` show. What devices say of themselves stays in its cell."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.devices import Row, lost
+from coordinator.events import Phase
+from coordinator.survey import DeviceView, State, Survey
+from shared.logs import printable
+
+REFRESH_S = 2.0
+WIDE = 100
+"""Columns of a terminal from which on everything is shown."""
+SHOWN = 30
+"""Devices on a terminal, and fewer where it is lower."""
+ROUNDS = 10
+COLOURS = {State.QUARANTINED: "red", State.UNFIT: "yellow", State.OFFLINE: "yellow", State.ASLEEP: "cyan"}
+VITALS = (("temperature_c", "{:.0f} C"), ("battery_pct", "{:.0f} %"), ("load_per_core", "load {:.1f}"))
+
+
+def devices_table(rows: Sequence[Row], now: float, *, width: int, limit: int | None) -> RenderableType:
+    """`limit`: devices at most; how many are left out is said."""
+    wide = width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table.add_column("device", overflow="ellipsis", no_wrap=True, max_width=24)
+    table.add_column("state", overflow="ellipsis", no_wrap=True, ratio=None, max_width=44 if wide else 24)
+    for name in ["profile"] if wide else []:
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=14)
+    for name in ("seen", "rounds", "up", *(["down"] if wide else []), "refused"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("vital signs", no_wrap=True, overflow="ellipsis")
+    for row in rows[:limit]:
+        view, state = row.view, _state(row.view, now)
+        cells: list[str | Text] = [
+            Text(view.device),
+            Text(printable(state), COLOURS.get(view.state, "")),
+            *([Text(view.profile)] if wide else []),
+            _age(view.last_seen, now),
+            f"{row.answered}/{row.asked}",
+            size(view.bytes_up),
+            *([size(view.bytes_down)] if wide else []),
+            str(sum(row.refused.values()) or ""),
+            _vitals(view, now),
+        ]
+        table.add_row(*cells)
+    left = 0 if limit is None else max(0, len(rows) - limit)
+    return Group(table, Text(f"and {left} more: --json lists all", "dim")) if left else table
+
+
+def rounds_table(status: dict[str, Any]) -> RenderableType:
+    """The last closed rounds of coordinator.status.status_of."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("round", "updates", "refused", "failed", "up", "down", "s", "accuracy", "worst"):
+        table.add_column(name, justify="right")
+    for line in [line for line in status["history"] if line["event"] == "round"][-ROUNDS:]:
+        spread = line["evaluation"].get("accuracy")
+        table.add_row(
+            str(line["round"]),
+            f"{len(line['accepted'])}/{len(line['cohort'])}",
+            str(len(line["rejected"]) or ""),
+            str(len(line["failed"]) or ""),
+            size(line["bytes_up"]),
+            size(line["bytes_down"]),
+            f"{line['wall_s']:.1f}",
+            "" if spread is None else f"{spread['weighted_mean']:.1%}",
+            "" if spread is None else f"{spread['worst']:.1%} {spread['worst_device']}",
+        )
+    return table
+
+
+def headline(status: dict[str, Any], survey: Survey | None, rows: Sequence[Row], now: float) -> Text:
+    """How things stand, in a few lines."""
+    closed = sum(line["event"] == "round" for line in status["history"])
+    text = Text(f"run {status['run']}: {status['phase']}, {closed} of {status['rounds']} rounds closed\n")
+    if status["attempt"] and status["phase"] != Phase.FINISHED:
+        text.append(
+            f"round {status['round']}, attempt {status['attempt']}: "
+            f"{len(status['accepted'])} of {len(status['cohort'])} updates\n"
+        )
+    states = Counter(row.view.state for row in rows)
+    text.append(f"{len(rows)} devices" + "".join(f", {states[state]} {state}" for state in State if states[state]))
+    if survey is not None:
+        broker = "" if survey.connected or not survey.serving else "; no connection to the broker"
+        text.append(f"; {survey.jobs} jobs wait, {survey.board_due} publications{broker}\n")
+        text.append(f"as of {time.strftime('%H:%M:%S', time.localtime(survey.written))}")
+        if trouble := lost(survey, now):
+            text.append(f": {trouble}", "yellow")
+    return text
+
+
+def show_live(draw: Callable[[Console], tuple[RenderableType, bool]]) -> None:
+    """Draw until it is over, or somebody presses Ctrl-C. `draw`: (what to show, whether nothing will change)."""
+    console = Console()
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                shown, over = draw(console)
+                live.update(shown, refresh=True)
+                if over:
+                    return
+                time.sleep(REFRESH_S)
+    except KeyboardInterrupt:
+        pass
+
+
+def rows_that_fit(console: Console) -> int | None:
+    """Devices that a table may have: all where nobody scrolls."""
+    return max(5, min(SHOWN, console.height - 8)) if console.is_terminal else None
+
+
+def size(count: float) -> str:
+    """1234567 -> '1.23 MB'."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _state(view: DeviceView, now: float) -> str:
+    if view.state is State.ASLEEP and view.wakes_at is not None:
+        late = now - view.wakes_at
+        return f"asleep, {'late for' if late > 0 else 'back in'} {_span(abs(late))}"
+    why = view.why if view.state in (State.UNFIT, State.QUARANTINED) else ""
+    return f"{view.state}: {why}" if why else str(view.state)
+
+
+def _vitals(view: DeviceView, now: float) -> Text:
+    if view.vitals is None:
+        return Text("")
+    metrics = view.vitals.metrics
+    said = [form.format(metrics[name]) for name, form in VITALS if name in metrics]
+    old = now - view.vitals.at > 600
+    return Text(" ".join([view.vitals.phase, *said]), "dim" if old else "")
+
+
+def _age(at: float | None, now: float) -> str:
+    return "never" if at is None else _span(max(0.0, now - at))
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
