@@ -10,12 +10,13 @@ from coordinator.checkpoints import Checkpoint, RunDirectory, RunRecord
 from coordinator.events import Snapshot
 from coordinator.preparation import Preparation
 from shared.config import RunConfig
+from shared.config_rounds import AdmissionSettings
 from shared.errors import ConfigError, TalariaError
 
 if TYPE_CHECKING:
     from coordinator.ledger import Ledger
 
-COMPARED = ("model", "algorithm", "rounds")
+COMPARED = ("model", "algorithm", "rounds", "aggregation")
 """Sections that must be the same when a run goes on."""
 
 
@@ -40,7 +41,7 @@ async def open_run(config: RunConfig, directory: RunDirectory, preparation: Prep
     return record
 
 
-def load_run(directory: RunDirectory) -> "tuple[Checkpoint, Ledger]":
+def load_run(directory: RunDirectory, admission: AdmissionSettings) -> "tuple[Checkpoint, Ledger]":
     """The run as it stands on the disk. Blocks."""
     from coordinator.ledger import Ledger
 
@@ -48,7 +49,7 @@ def load_run(directory: RunDirectory) -> "tuple[Checkpoint, Ledger]":
     if checkpoint is None:
         checkpoint = Checkpoint(Snapshot())
         directory.save(checkpoint)
-    return checkpoint, Ledger(directory, checkpoint.round)
+    return checkpoint, Ledger(directory, checkpoint.round, admission)
 
 
 def _compare(directory: RunDirectory, now: RunConfig, before: RunConfig) -> None:

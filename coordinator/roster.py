@@ -57,6 +57,11 @@ class Roster:
     def quarantined(self, device: str) -> bool:
         return device in self._quarantined
 
+    def barred(self) -> set[str]:
+        """Devices that are there, and in quarantine: a round that waits for so many devices does not wait for others
+        in their place, or a liar could stop the fleet by being found out."""
+        return self._quarantined & self._there.keys()
+
     def able(self, device: str) -> bool:
         """Whether the device can be asked for work, as far as is known: now, or when it is back."""
         return device not in self._quarantined and not unfit(self._there.get(device), self._needs)

@@ -92,8 +92,10 @@ def override(config: RunConfig, sets: tuple[str, ...]) -> RunConfig:
         can = "broker, transfer and admission, and run.http"
         raise ConfigError(f"--set {odd[0]!r}: a run that goes on can only change its {can}")
     given = load_run_config(None, sets).config
-    sections = "broker", "transfer", "admission"
-    changed = {name: getattr(given, name) for name in sections if any(s.startswith(name) for s in sets)}
+    changed = {name: getattr(given, name) for name in ("broker", "transfer") if any(s.startswith(name) for s in sets)}
+    if fields := [text.partition("=")[0] for text in sets if text.startswith("admission.")]:
+        news = {key: getattr(given.admission, key) for key in (field.removeprefix("admission.") for field in fields)}
+        changed["admission"] = config.admission.model_copy(update=news)
     if any(text.startswith("run.http=") for text in sets):
         changed["run"] = config.run.model_copy(update={"http": given.run.http})
     return config.model_copy(update=changed)

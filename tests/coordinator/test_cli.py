@@ -120,7 +120,7 @@ async def test_a_finished_run_is_resumed_to_nothing_to_do(finished: World) -> No
 def test_only_broker_and_transfer_may_change_when_a_run_goes_on(begin: Begin) -> None:
     done = call("run", "--resume", str(begin().path), "--set", "rounds.count=9")
     assert done.returncode == 2
-    assert "broker and transfer, and run.http" in done.stderr
+    assert "broker, transfer and admission, and run.http" in done.stderr
 
 
 def test_every_event_has_a_line_or_is_silent(finished: World) -> None:
