@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from coordinator.admission import kept
-from coordinator.checkpoints import RunDirectory
+from coordinator.checkpoints import RunDirectory, update_name
 from coordinator.journal import Line, read_journal
 from shared.codec import open_payload, write_payload
 from shared.errors import MalformedPayload, StateError
@@ -81,11 +81,12 @@ def _audit(directory: RunDirectory, run: str) -> Audit:
 
 def _audit_round(found: Audit, directory: RunDirectory, ledger: "Ledger", run: str, line: Line, start: Path) -> None:
     number, entries = line["round"], line["accepted"]
-    twice = sorted(device for device, count in Counter(entry["device"] for entry in entries).items() if count > 1)
+    names = [update_name(entry["device"], entry["start"], number) for entry in entries]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         found.faults.append(f"round {number}: the journal counts {', '.join(twice)} more than once")
-    files = {path.stem: path for path in sorted(directory.kept(number).glob("*.update"))}
-    told = {entry["device"]: entry for entry in entries}
+    files = dict(sorted((path.stem, path) for path in directory.kept(number).glob("*.update")))  # as they were folded
+    told = dict(zip(names, entries, strict=True))
     for device in sorted(told.keys() - files.keys()):
         found.faults.append(f"round {number}: the update of {device}, which the journal counts, is missing")
     for device in sorted(files.keys() - told.keys()):
@@ -117,7 +118,7 @@ def _compare(path: Path, entry: Line, limit: int, run: str, number: int) -> list
         return [f"round {number}: {path} is damaged: {error}"]
     said = {
         "run": (header.run, run),
-        "round": (header.round, number),
+        "round": (header.round, entry["start"]),
         "weight": (header.weight, entry["weight"]),
         "examples": (header.examples, entry["examples"]),
         "encoding": (header.encoding, entry["encoding"]),

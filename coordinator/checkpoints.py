@@ -9,7 +9,8 @@ downloads/00003/                  what round 3's devices are sent where that is 
                                   that hold the same channels and read the same encoding
 held/phone.payload                the channels of the device's last accepted update, without any tensor
 rounds/00003/phone.update         accepted updates of round 3
-rounds/00003/incoming/            updates that are being received
+rounds/00003/phone@00001.update   one that started from round 1, where rounds are buffered
+rounds/00003/incoming/            updates that are being received; where rounds are buffered, rounds/incoming/
 kept/00002/                       with run.keep_updates, what the closed round 2 was made of: phone.update, and the
                                   tensors that it started from as start.payload, once globals/ no longer has them
 reports/phone.json                metrics of the personalized devices
@@ -19,7 +20,8 @@ template.onnx                     dense ONNX template of the model
 journal.jsonl                     one line per closed round
 
 The checkpoint is the only truth: what it does not refer to is removed after it is durable, or at the next start. Only
-the previous round's payloads stay a round longer, for they may still be on their way to the broker. What is below
+the previous round's payloads stay a round longer, for they may still be on their way to the broker, and those of a
+round that somebody at work, or an accepted update, started from. What is below
 held/ may be lost or old: a device is then sent more than it holds, and no more is lost than bytes.
 """
 
@@ -59,6 +61,16 @@ class Checkpoint:
     @property
     def round(self) -> int:
         return self.engine.closed + 1
+
+
+def update_name(device: str, start: int, number: int) -> str:
+    """What an update of round `number` is called that started from round `start`: the device, if they are the same."""
+    return device if start == number else f"{device}@{start:05}"
+
+
+def update_start(name: str, number: int) -> int:
+    """The round that the update of this name started from."""
+    return int(name.rpartition("@")[2]) if "@" in name else number
 
 
 T = TypeVar("T")
@@ -142,7 +154,8 @@ class RunDirectory:
         if not incoming.exists():
             incoming.mkdir(parents=True)
             sync_directory(self.path / "rounds")
-        numbers = checkpoint.round - 1, checkpoint.round
+        started = {update_start(name, checkpoint.round) for name in self.accepted(checkpoint.round)}
+        numbers = {checkpoint.round - 1, checkpoint.round, *checkpoint.engine.asked.values(), *started}
         for payload in {*(self.path / "globals").iterdir()} - {self.global_payload(number) for number in numbers}:
             kept = self.kept(int(payload.stem))
             if self._keep and payload.suffix == ".payload" and kept.exists():
@@ -152,7 +165,7 @@ class RunDirectory:
         for folder in {*(self.path / "downloads").iterdir()} - {self.downloads(number) for number in numbers}:
             shutil.rmtree(folder)
         for folder in (self.path / "rounds").iterdir():
-            if folder != self._round(checkpoint.round):
+            if folder not in (self._round(checkpoint.round), self.incoming(None)):
                 if self._keep:
                     for update in folder.glob("*.update"):
                         self._put_by(update, self.kept(int(folder.name)) / update.name)
@@ -180,21 +193,27 @@ class RunDirectory:
         """The folder of what a closed round was made of; there where updates are kept."""
         return self.path / "kept" / f"{number:05}"
 
+    def start(self, number: int) -> Path:
+        """The global tensors that round `number` starts from, where they are now."""
+        kept = self.kept(number) / "start.payload"
+        return kept if kept.exists() else self.global_payload(number)
+
     def held(self, device: str) -> Path:
         return self.path / "held" / f"{device}.payload"
 
-    def incoming(self, number: int) -> Path:
-        """Where updates are received, one file per device."""
-        return self._round(number) / "incoming"
+    def incoming(self, number: int | None) -> Path:
+        """Where updates are received, one file per device; None: those that may arrive in a later round."""
+        return (self.path / "rounds" if number is None else self._round(number)) / "incoming"
 
     def accepted(self, number: int) -> dict[str, Path]:
-        """Device -> its accepted update of this round, by name."""
+        """The accepted updates of this round by their names (`update_name`), in the order of these."""
         return dict(sorted((path.stem, path) for path in self._round(number).glob("*.update")))
 
-    def accept(self, number: int, device: str, received: Path) -> Path:
-        """Move a received update, whose bytes are durable, to the accepted ones: after a kill it counts, after a power
-        failure only when `confirm` returned before."""
-        place = self._round(number) / f"{device}.update"
+    def accept(self, number: int, device: str, received: Path, start: int | None = None) -> Path:
+        """Move a received update, whose bytes are durable, to the accepted ones of round `number`: after a kill it
+        counts, after a power failure only when `confirm` returned before. start: the round that it started from, if
+        that is another."""
+        place = self._round(number) / f"{update_name(device, number if start is None else start, number)}.update"
         received.replace(place)
         return place
 

@@ -22,7 +22,7 @@ class _Round:
     since: float
     payload_bytes: int = 0
     cohort: set[str] = field(default_factory=set)
-    accepted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accepted: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     rejected: dict[tuple[str, str], str] = field(default_factory=dict)
     failed: dict[tuple[str, str], str] = field(default_factory=dict)
     bytes_up: int = 0
@@ -42,8 +42,13 @@ class Chronicle:
         self._on_event({"event": event, **fields})
 
     def begin(self, payload_bytes: int = 0) -> None:
-        """A new round, or the personalization, is open; `payload_bytes`: of its largest payload up to now."""
+        """What happens now belongs to a new round, or the personalization; `payload_bytes`: of its largest payload up
+        to now."""
         self._round = _Round(self._clock(), payload_bytes)
+
+    def opened(self) -> None:
+        """The round is open, and its time counts from now."""
+        self._round.since = self._clock()
 
     def asked(self, cohort: Iterable[str]) -> None:
         """These devices take part in the round."""
@@ -57,7 +62,7 @@ class Chronicle:
     def resumed(self, cohort: Iterable[str], entries: dict[str, dict[str, Any]]) -> None:
         """What a restart knows of the round."""
         self._round.cohort.update(cohort)
-        self._round.accepted.update(entries)
+        self._round.accepted.update({(entry["device"], entry["start"]): entry for entry in entries.values()})
 
     def sent(self, device: str, size: int) -> None:
         """Packets of `size` bytes together, with chunks for this device."""
@@ -71,7 +76,7 @@ class Chronicle:
 
     def accepted(self, entry: dict[str, Any], number: int) -> None:
         self._fleet[entry["device"]].accepted += 1
-        self._round.accepted[entry["device"]] = entry
+        self._round.accepted[entry["device"], entry["start"]] = entry
         self.tell("accepted", round=number, **entry)
 
     def rejected(self, device: str, code: str, reason: str) -> None:
@@ -86,6 +91,16 @@ class Chronicle:
         self._round.failed[device, code] = reason
         self.tell("failed", device=device, round=number, code=code, reason=reason)
 
+    def exposed(self, number: int, share: float) -> None:
+        """Aggregate.exposed of a round."""
+        if share:
+            what = f"{share:.0%} of the coordinates come from so few updates that aggregation.rule bears no liar there"
+            self.tell("warning", text=f"round {number}: {what}; ask more devices")
+
+    def why(self, device: str, code: str) -> str:
+        """The reason that was given in this round for this code; empty if there was none."""
+        return self._round.rejected.get((device, code)) or self._round.failed.get((device, code), "")
+
     def closed(self, number: int, attempts: int, digest: str) -> Line:
         """The journal's line of the round; `digest`: of the payload that it ended with."""
         happened = self._round
@@ -95,7 +110,9 @@ class Chronicle:
             "attempts": attempts,
             "cohort": sorted(happened.cohort),
             "accepted": [entry for _, entry in sorted(happened.accepted.items())],
-            "evaluation": _evaluation({device: entry["metrics"] for device, entry in happened.accepted.items()}),
+            "evaluation": _evaluation(  # of two of a device, what it said last
+                {device: entry["metrics"] for (device, _), entry in sorted(happened.accepted.items())}
+            ),
             **self._trouble(),
             "wall_s": round(self._clock() - happened.since, 3),
             "bytes_down": happened.bytes_down,

@@ -10,6 +10,7 @@ from coordinator.chronicle import Chronicle
 from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
+    AskDevices,
     CloseRound,
     Command,
     DeviceFailed,
@@ -27,10 +28,11 @@ from coordinator.fleet import Fleet
 from coordinator.inbox import Arrived, Inbox, Job, Told
 from coordinator.journal import Line
 from coordinator.payloads import Payloads
+from coordinator.quarantine import Quarantine
 from coordinator.uploads import UploadDesk
 from shared.config import RunConfig
 from shared.errors import RefusedUpdate
-from shared.messages import Offer, Task
+from shared.messages import Blob, Offer, Task
 from shared.topics import Topics
 from shared.transfer import published_size
 
@@ -60,9 +62,11 @@ class Conductor:
         inbox: Inbox,
         payloads: Payloads,
         topics: Topics,
+        quarantine: Quarantine,
         idle: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
+        self._quarantine = quarantine
         self._config = config
         self._engine = engine
         self._directory = directory
@@ -77,20 +81,26 @@ class Conductor:
         self._clock = clock
         self._line: Line | None = None
         self._unconfirmed: list[tuple[str, Offer]] = []
+        self._into = 0
+        """The round that what is unconfirmed belongs to."""
+        self._buffered = config.rounds.mode == "buffered"
         self._known = 0
 
     async def resume(self, checkpoint: Checkpoint) -> None:
         """Continue where the checkpoint, and what lies beside it on the disk, says."""
         snapshot, number = checkpoint.engine, checkpoint.round
         self._line = checkpoint.line
+        for change in self._quarantine.look():
+            self._engine.handle(change, self._clock())
         entries: dict[str, dict[str, Any]] = {}
         if snapshot.phase is Phase.PERSONALIZING:
-            answered = [device for device, report in self._directory.reports().items() if report.round == number]
+            reports = self._directory.reports().items()
+            answered = [(device, number) for device, report in reports if report.round == number]
         else:
             entries = await asyncio.to_thread(self._ledger.accepted, number)
-            answered = list(entries)
-        self._engine.restore(snapshot, [(device, number) for device in answered], self._clock())
-        await self._payloads.turn(number)
+            answered = [(entry["device"], entry["start"]) for entry in entries.values()]
+        self._engine.restore(snapshot, answered, self._clock())
+        await self._payloads.turn(number, self._engine.starts())
         if snapshot.phase is Phase.PERSONALIZING or snapshot.attempt:
             self._payloads.recut()
             self._chronicle.begin(self._payloads.largest)
@@ -101,11 +111,15 @@ class Conductor:
         """OSError where the disk refuses, StateError where it lost something: the run cannot go on then."""
         match job:
             case Arrived():
-                await self._apply(await self._admit(job))
+                event = await self._admit(job)
             case Told():
-                await self._apply(await self._write_down(job))
+                event = await self._write_down(job)
             case _:
-                await self._apply(job)
+                event = job
+        self._quarantine.follow(event)
+        for change in self._quarantine.look():
+            await self._apply(change)
+        await self._apply(event)
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -116,20 +130,24 @@ class Conductor:
                 return Tick()
             capabilities = self._fleet[device].capabilities
             examples = capabilities.examples if capabilities else 0
-            entry = await asyncio.to_thread(self._ledger.take, device, offer.round, arrived.path, examples)
+            number = self._engine.round
+            entry = await asyncio.to_thread(
+                self._ledger.take, device, number, arrived.path, examples, start=offer.round
+            )
         except RefusedUpdate as error:
             self._inbox.refuse(device, offer, error.code, str(error))
             return DeviceFailed(device, offer.round, error.code)
         finally:
             self._inbox.done(device)
-        self._chronicle.accepted(entry, offer.round)
+        self._chronicle.accepted(entry, number)
         self._unconfirmed.append((device, offer))
+        self._into = number
         return UpdateAccepted(device, offer.round)
 
     async def _confirm(self) -> None:
         """Receipts for what was accepted, once the disk has it for certain."""
         if self._unconfirmed:
-            await asyncio.to_thread(self._directory.confirm, self._unconfirmed[0][1].round)
+            await asyncio.to_thread(self._directory.confirm, self._into)
             for device, offer in self._unconfirmed:
                 self._inbox.receipt(device, offer)
             self._unconfirmed.clear()
@@ -181,7 +199,10 @@ class Conductor:
             for device in devices
             if self._engine.wanted(device) and (encodings := self._fleet.encodings(device)) is not None
         }
-        given = await self._payloads.give(takers)
+        given: dict[str, Blob] = {}
+        for start in sorted({self._engine.start(device) for device in takers}):
+            these = {device: liked for device, liked in takers.items() if self._engine.start(device) == start}
+            given |= await self._payloads.give(start, these)
         packets = {blob: published_size(self._topics, blob, range(blob.chunks)) for blob in set(given.values())}
         for device, blob in given.items():
             self._chronicle.given(device, blob.size, packets[blob])
@@ -192,7 +213,7 @@ class Conductor:
             case OpenRound(number, attempt, cohort):
                 self._payloads.recut()
                 if attempt == 1:
-                    self._chronicle.begin()
+                    self._chronicle.opened()
                 self._chronicle.asked(cohort)
                 await self._give(cohort)
                 return "opened", {
@@ -202,11 +223,18 @@ class Conductor:
                     "payload_bytes": self._payloads.largest,
                     "deadline_s": self._config.rounds.deadline_s,
                 }
+            case AskDevices(number, devices):
+                self._chronicle.asked(devices)
+                await self._give(devices)
+                return "asked", {"round": number, "devices": list(devices)}
             case CloseRound(number, attempts):
-                self._inbox.desk = None
+                if not self._buffered or self._engine.phase is Phase.PERSONALIZING:
+                    self._inbox.desk = None
                 await asyncio.to_thread(self._ledger.close, number)
-                await self._payloads.turn(number + 1)
+                self._chronicle.exposed(number, self._ledger.exposed)
+                await self._payloads.turn(number + 1, self._engine.starts())
                 self._line = self._chronicle.closed(number, attempts, self._payloads.digest)
+                self._chronicle.begin()
                 return "closed", {key: value for key, value in self._line.items() if key != "event"}
             case AbandonRound(number, attempt, reason):
                 return "abandoned", {"round": number, "attempt": attempt, "reason": reason}
@@ -242,7 +270,8 @@ class Conductor:
         if (engine.phase is Phase.PERSONALIZING or self._measures) and await self._payloads.open_template():
             await self._save()
         if engine.phase is not Phase.PERSONALIZING and engine.attempt and self._inbox.desk is None:
-            folder = self._directory.incoming(engine.round)
+            folder = self._directory.incoming(None if self._buffered else engine.round)
+            folder.mkdir(exist_ok=True)
             self._inbox.desk = UploadDesk(self._config.transfer, limit=self._ledger.limit, folder=folder)
         if engine.attempt or engine.phase is Phase.PERSONALIZING:
             self._board.payloads(self._payloads.wanted())
@@ -257,14 +286,14 @@ class Conductor:
 
     def _order(self, device: str, *, again: bool = False) -> None:
         """What this device should do. Stragglers keep their order while no attempt is open."""
-        action, deadline = self._engine.wanted(device), self._engine.deadline
+        action, deadline, start = self._engine.wanted(device), self._engine.due(device), self._engine.start(device)
         if action is None:
             self._board.order(device, None, again=again)
-        elif (payload := self._payloads.of(device)) is not None and (deadline is not None or again):
+        elif (payload := self._payloads.of(device, start)) is not None and (deadline is not None or again):
             task = Task(
                 run=self._engine.run,
                 action=action,
-                round=self._engine.round,
+                round=start,
                 plan=self._ledger.plan,
                 payload=payload,
                 initial=self._payloads.initial,

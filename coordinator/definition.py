@@ -22,10 +22,14 @@ from shared.tensors import Tensors
 
 @dataclass(frozen=True)
 class Definition:
-    """layout: None unless the algorithm prunes."""
+    """
+    layout      None unless the algorithm prunes
+    statistics  shared float tensors that are no parameters, like BatchNorm's mean and variance
+    """
 
     plan: Plan
     layout: ChannelLayout | None
+    statistics: tuple[str, ...] = ()
 
     def dump(self) -> bytes:
         layout = self.layout and {
@@ -35,7 +39,8 @@ class Definition:
                 for name, axes in self.layout.axes.items()
             },
         }
-        return json.dumps({"plan": self.plan.model_dump(mode="json"), "layout": layout}).encode()
+        plan = self.plan.model_dump(mode="json")
+        return json.dumps({"plan": plan, "layout": layout, "statistics": self.statistics}).encode()
 
     @classmethod
     def load(cls, data: bytes) -> "Definition":
@@ -50,7 +55,7 @@ class Definition:
             layout = ChannelLayout(fields["layout"]["groups"], axes)
         if (layout and layout.digest) != plan.layout:
             raise StateError("the channel layout is not the one that the run began with")
-        return cls(plan, layout)
+        return cls(plan, layout, tuple(fields["statistics"]))
 
 
 def model_of(config: RunConfig) -> nn.Module:
@@ -65,6 +70,8 @@ def define(config: RunConfig) -> tuple[Definition, Tensors, Tensors]:
     """
     chosen = algorithm(config.algorithm.name)
     settings = hyperparameters(chosen, config.algorithm.hyperparameters)
+    if config.rounds.mode == "buffered" and chosen.synchronous:
+        raise ConfigError(f'rounds.mode = "buffered" is not possible with {chosen.name}: {chosen.synchronous}')
     model = model_of(config)
     if config.model.initial is not None:
         _start_from(config.model.initial, model)
@@ -86,7 +93,8 @@ def define(config: RunConfig) -> tuple[Definition, Tensors, Tensors]:
     )
     state = state_tensors(model)
     shared = {name: state[name] for name in sorted(shared_names(chosen, model, settings))}
-    return Definition(plan, layout), state, shared
+    buffers = {name for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    return Definition(plan, layout, tuple(name for name in shared if name in buffers)), state, shared
 
 
 def _start_from(path: Path, model: nn.Module) -> None:

@@ -128,6 +128,10 @@ class RoundEngine:
         """The round from whose tensors this device does what is wanted of it."""
         return self._asked.get(device, self.round) if self._training else self.round
 
+    def starts(self) -> set[int]:
+        """The rounds from whose tensors anything is done, or will be."""
+        return {self.round, *self._asked.values()}
+
     def due(self, device: str) -> float | None:
         """When it is too late for what is wanted of this device; None: that is not known before it is asked again."""
         return self.deadline
@@ -135,6 +139,9 @@ class RoundEngine:
     def unfit(self, capabilities: Capabilities | None) -> str:
         """Why a device with these capabilities is not asked; empty where it can be."""
         return self._roster.unfit(capabilities)
+
+    def quarantined(self, device: str) -> bool:
+        return self._roster.quarantined(device)
 
     def next_deadline(self, now: float) -> float | None:
         """When the next Tick is due, if nothing else happens before; None: time alone changes nothing."""
@@ -174,8 +181,8 @@ class RoundEngine:
         self._answered[device] = number
 
     def _give_up(self, device: str) -> None:
-        self._failed.add(device)
         self._failures[device] += 1
+        self._failed.add(device)
 
     # --- derived ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +223,7 @@ class RoundEngine:
 
     def _ready(self, now: float) -> bool:
         candidates = self._candidates(now)
-        return bool(candidates) and len(candidates | self.answered()) >= self._settings.min_devices
+        return bool(candidates) and len(candidates | self.answered() | self._roster.barred()) >= self._settings.min_devices
 
     def _over(self, now: float) -> bool:
         return self._expired(now) or not self._missing(now)

@@ -102,6 +102,14 @@ class OpenRound:
 
 
 @dataclass(frozen=True)
+class AskDevices:
+    """These begin with the open round's tensors, while others are still at work."""
+
+    number: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CloseRound:
     """Make the accepted updates the new global tensors."""
 
@@ -135,7 +143,7 @@ class Finish:
     absent: tuple[str, ...]
 
 
-Command: TypeAlias = OpenRound | CloseRound | AbandonRound | OpenPersonalization | Finish
+Command: TypeAlias = OpenRound | AskDevices | CloseRound | AbandonRound | OpenPersonalization | Finish
 
 
 class Phase(StrEnum):

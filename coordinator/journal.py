@@ -1,11 +1,13 @@
 """The history of a run: one JSON line per closed round, and one for the personalization. Append-only, never twice.
 
-{"event": "round", "round", "attempts", "cohort": [device], "accepted": [{"device", "examples", "weight", "bytes",
- "encoding", "kept", "norm", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...],
+{"event": "round", "round", "attempts", "cohort": [device], "accepted": [{"device", "start", "staleness", "examples",
+ "weight", "bytes", "encoding", "kept", "norm", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...],
  "wall_s", "bytes_down", "bytes_up", "payload_bytes", "digest"}
 {"event": "personalized", "round", "devices": [{"device", "examples", "metrics"}], "absent": [device], "evaluation",
  "rejected": [...], "failed": [...], "wall_s", "digest"}
 
+start          the round from whose tensors the update started; staleness: how many closed since, until it was accepted
+               (0 unless rounds are buffered, where one device can have two updates in a round)
 kept           share of the channels that the update held, 1 for a dense one
 norm           L2 norm of what the update changed, over all floats that it holds (coordinator.admission.distance)
 evaluation     {"accuracy": spread, "accuracy_global": spread} over the devices of `accepted`, or `devices`, that tell

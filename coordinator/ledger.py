@@ -1,6 +1,6 @@
 """The global tensors of a run and what becomes of them: every accepted update counts once, whatever happens.
 
-Updates are folded when the round closes, in the order of their devices' names: float addition is not associative, and
+Updates are folded when the round closes, in the order of their names: float addition is not associative, and
 neither the order of arrival nor a restart may show in the result, not even in its last bits.
 
 Blocking: reads, writes, hashes and sums. Memory O(model): one accumulator at the end of a round.
@@ -12,33 +12,48 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from coordinator.admission import Admission, kept, largest
-from coordinator.checkpoints import RunDirectory
+from coordinator.admission import Admission, Bounds, distance, kept, largest
+from coordinator.checkpoints import RunDirectory, update_start
 from coordinator.definition import Definition
 from coordinator.downloads import Downloads, write_tensors
+from coordinator.journal import read_journal
+from coordinator.staleness import moved_on
 from shared.aggregation import Update
 from shared.algorithms import algorithm, hyperparameters
 from shared.channels import ChannelLayout
 from shared.codec import open_payload, size_limit
+from shared.config_rounds import AdmissionSettings
 from shared.errors import MalformedPayload, RefusedUpdate, StateError
 from shared.messages import PayloadHeader
 from shared.pruning import take
+from shared.robust import rule_of
 from shared.tensors import Subnet, Tensors
 
 
 class Ledger:
     """Works in the run's folder; one call at a time."""
 
-    def __init__(self, directory: RunDirectory, number: int) -> None:
-        """`number`: the round that is open or comes next; its global tensors must be there."""
+    def __init__(self, directory: RunDirectory, number: int, admission: AdmissionSettings | None = None) -> None:
+        """
+        number     the round that is open or comes next; its global tensors must be there
+        admission  None: as the run was started with
+        """
         record = directory.record()
         definition = Definition.load(directory.definition.read_bytes())
         self._directory = directory
         self._run = record.run
         self._layout = definition.layout
+        self._statistics = definition.statistics
         self.plan = definition.plan
         self._algorithm = algorithm(record.config.algorithm.name)
         self._settings = hyperparameters(self._algorithm, record.config.algorithm.hyperparameters)
+        self._rule = rule_of(record.config.aggregation, directory.path)
+        self._bounds = Bounds(admission or record.config.admission)
+        for line in read_journal(directory.journal_path):
+            for entry in line.get("accepted", ()):
+                self._bounds.add(entry["norm"], entry["weight"])
+        self.exposed = 0.0
+        """Aggregate.exposed of the round that was closed last."""
         self.downloads = Downloads(directory, self._run, self._layout, self.plan.encodings)
         source = directory.global_payload(number)
         with open_payload(source, limit=source.stat().st_size) as payload:
@@ -49,35 +64,43 @@ class Ledger:
                 self._run, tensors, self._layout, self._settings.weighting, self.limit, self.plan.encodings
             )
         self._largest = lru_cache(maxsize=1)(self._read_largest)
+        self._start = lru_cache(maxsize=1)(self._map_start)
 
     @property
     def prunes(self) -> bool:
         return self._layout is not None
 
     def accepted(self, number: int) -> dict[str, dict[str, Any]]:
-        """Journal entries of the updates of round `number` that were accepted so far, by device.
+        """Journal entries of the updates of round `number` that were accepted so far, by their names.
 
         StateError names one that is damaged by now.
         """
         entries = {}
-        for device, path in self._directory.accepted(number).items():
+        for name, path in self._directory.accepted(number).items():
+            device, start = name.partition("@")[0], update_start(name, number)
             try:
-                with self._admission.examine(path, number, self._largest) as (update, header):
-                    entries[device] = self._entry(device, path, header, kept(update.subnet.held))
+                with self._admission.examine(path, start, self._largest) as (update, header):
+                    norm = self._norm(update, header)
+                    entries[name] = self._entry(device, number, path, header, update.subnet, norm)
+                    self._bounds.add(norm, header.weight)
             except RefusedUpdate as error:
                 raise _damaged(path, error) from error
         return entries
 
-    def take(self, device: str, number: int, path: Path, examples: int) -> dict[str, Any]:
-        """Admit a received update; its journal entry. It counts once `RunDirectory.confirm` has returned.
+    def take(self, device: str, number: int, path: Path, examples: int, *, start: int | None = None) -> dict[str, Any]:
+        """Admit a received update into round `number`, that started from round `start`, without it from the same; its
+        journal entry. It counts once `RunDirectory.confirm` has returned.
 
         RefusedUpdate says why it is not taken: then nothing of it stays.
         """
         try:
-            with self._admission.examine(path, number, self._largest, examples) as (update, header):
-                path = self._directory.accept(number, device, path)
+            with self._admission.examine(path, start or number, self._largest, examples) as (update, header):
+                norm = self._norm(update, header)
+                self._bounds.check(norm, header.weight)
+                path = self._directory.accept(number, device, path, header.round)
+                self._bounds.add(norm, header.weight)
                 self.downloads.remember(device, number, update.subnet.held)
-                return self._entry(device, path, header, kept(update.subnet.held))
+                return self._entry(device, number, path, header, update.subnet, norm)
         except RefusedUpdate:
             path.unlink()
             raise
@@ -97,21 +120,37 @@ class Ledger:
 
         StateError names an update that is damaged by now.
         """
-        accumulator = self._algorithm.aggregate(self._layout, self._settings)
+        accumulator = self._algorithm.aggregate(self._layout, self._settings, self._rule)
         with open_payload(start, limit=self.limit) as before:
             tensors = before.subnet.tensors
             for path in updates:
                 try:
                     with open_payload(path, limit=self.limit) as payload:
-                        subnet = payload.subnet
-                        if payload.header.delta:
+                        header, subnet = payload.header, payload.subnet
+                        if header.round != before.header.round:
+                            subnet = self._moved_on(subnet, header, tensors, before.header.round)
+                        elif header.delta:
                             subnet = _added(subnet, tensors, self._layout)
-                        accumulator.add(Update(subnet, payload.header.weight))
+                        accumulator.add(Update(subnet, header.weight))
                 except MalformedPayload as error:
                     raise _damaged(path, error) from error
             aggregate = accumulator.result(tensors)
+            self.exposed = aggregate.exposed
             sent = aggregate.alive if aggregate.valid is None else aggregate.valid
             yield Subnet(aggregate.tensors, None if kept(sent) == 1 else sent)
+
+    def _moved_on(self, update: Subnet, header: PayloadHeader, tensors: Tensors, number: int) -> Subnet:
+        """What an update counts in round `number`, which starts from `tensors`, that started from an earlier one."""
+        with open_payload(self._directory.start(header.round), limit=self.limit) as start:
+            return moved_on(
+                update,
+                start.subnet.tensors,
+                tensors,
+                number - header.round,
+                delta=header.delta,
+                statistics=self._statistics,
+                layout=self._layout,
+            )
 
     def _read_largest(self, number: int) -> dict[str, float]:
         """The largest absolute value of every float tensor that round `number` starts from."""
@@ -119,15 +158,28 @@ class Ledger:
             tensors = payload.subnet.tensors.items()
             return {name: largest(array) for name, array in tensors if array.dtype.kind == "f"}
 
+    def _map_start(self, number: int) -> Tensors:
+        """The tensors that round `number` starts from, as they lie in the file."""
+        with open_payload(self._directory.global_payload(number), limit=self.limit) as payload:
+            return payload.subnet.tensors
+
+    def _norm(self, update: Update, header: PayloadHeader) -> float:
+        return distance(update.subnet, None if header.delta else self._start(header.round), self._layout)
+
     @staticmethod
-    def _entry(device: str, path: Path, header: PayloadHeader, share: float) -> dict[str, Any]:
+    def _entry(
+        device: str, number: int, path: Path, header: PayloadHeader, subnet: Subnet, norm: float
+    ) -> dict[str, Any]:
         return {
             "device": device,
+            "start": header.round,
+            "staleness": number - header.round,
             "examples": header.examples,
             "weight": header.weight,
             "bytes": path.stat().st_size,
             "encoding": header.encoding,
-            "kept": share,
+            "kept": kept(subnet.held),
+            "norm": norm,
             "metrics": header.metrics,
         }
 

@@ -1,7 +1,7 @@
 """Everything that devices may fetch now, as blobs: each device's download, the initial model, the template.
 
-Files are made in threads, when the first device needs them. What was made for a round stays until it closes, also
-through a restart: somebody may be fetching it.
+Files are made in threads, when the first device needs them. What was made for a round stays until it closes, or as
+long as somebody is at work on it, also through a restart: somebody may be fetching it.
 """
 
 import asyncio
@@ -45,21 +45,20 @@ class Payloads:
         self._preparation = preparation
         self._chunk = chunk
         self._published = published
-        self._number = 0
         self._described: dict[Path, Blob] = {}
         self._round: dict[Path, Blob] = {}
-        self._given: dict[str, Path] = {}
+        self._given: dict[str, tuple[int, Path]] = {}
         self._asked = False
 
-    async def turn(self, number: int) -> None:
-        """Round `number` is open or comes next. What was published for it, by an earlier start, stays published."""
-        self._number, self._given = number, {}
-        whole = self._directory.global_payload(number)
-        files = [whole, *sorted(self._directory.downloads(number).glob("*.payload"))]
-        self._described = {path: await self._describe(path) for path in files}
-        self.digest = self._described[whole].digest
-        published = self._published()
-        self._round = {path: blob for path, blob in self._described.items() if blob in published}
+    async def turn(self, number: int, starts: Collection[int] = ()) -> None:
+        """Round `number` is open or comes next, and somebody is at work on what these rounds started from. What was
+        published for any of them, also by an earlier start, stays published."""
+        self._given = {device: given for device, given in self._given.items() if given[0] in starts}
+        files = [path for start in sorted({number, *starts}) for path in self._files(start)]
+        self._described = {path: self._described.get(path) or await self._describe(path) for path in files}
+        self.digest = self._described[self._directory.global_payload(number)].digest
+        published, known = self._published(), {**self._described, **self._round}
+        self._round = {path: known[path] for path in files if path in self._round or known[path] in published}
         if self.initial is None and self._directory.initial.exists():
             self.initial = await self._describe(self._directory.initial)
 
@@ -68,24 +67,26 @@ class Payloads:
         self._round = {path: self._cut(blob) for path, blob in self._round.items()}
         self.initial = self.initial and self._cut(self.initial)
 
-    async def give(self, devices: Mapping[str, Sequence[str]]) -> dict[str, Blob]:
-        """Let every device have its download for this round; those that had none before, with what they are given.
+    async def give(self, number: int, devices: Mapping[str, Sequence[str]]) -> dict[str, Blob]:
+        """Let every device have its download of what round `number` starts from; those that had none before, with what
+        they are given.
 
         devices  name -> the encodings that it reads, what it likes best first
         """
-        new = {device: wanted for device, wanted in devices.items() if device not in self._given}
+        new = {device: wanted for device, wanted in devices.items() if self.of(device, number) is None}
         if not new:
             return {}
-        self._given |= await asyncio.to_thread(self._ledger.downloads.make, self._number, new)
-        for path in dict.fromkeys(self._given[device] for device in new):
+        made = await asyncio.to_thread(self._ledger.downloads.make, number, new)
+        for path in dict.fromkeys(made.values()):
             if path not in self._round:
                 self._round[path] = self._cut(self._described.get(path) or await self._describe(path))
-        return {device: self._round[self._given[device]] for device in new}
+        self._given |= {device: (number, path) for device, path in made.items()}
+        return {device: self._round[path] for device, path in made.items()}
 
-    def of(self, device: str) -> Blob | None:
-        """What this device was given in this round."""
-        path = self._given.get(device)
-        return None if path is None else self._round[path]
+    def of(self, device: str, number: int) -> Blob | None:
+        """What this device was given of what round `number` starts from."""
+        start, path = self._given.get(device, (None, None))
+        return self._round[path] if path is not None and start == number else None
 
     @property
     def largest(self) -> int:
@@ -109,6 +110,10 @@ class Payloads:
         if self.template is not None:
             wanted[self.template] = self._directory.template
         return wanted
+
+    def _files(self, number: int) -> list[Path]:
+        """What is there of what round `number` starts from: the global payload first."""
+        return [self._directory.global_payload(number), *sorted(self._directory.downloads(number).glob("*.payload"))]
 
     async def _describe(self, path: Path) -> Blob:
         """In chunks of the size that it was published with, if it was."""

@@ -5,15 +5,18 @@ What happens is told to `on_event` as dicts, one line each with `talaria-coordin
 started        run, round, phase, run_dir, model, algorithm, rounds
 connected      session_present, max_packet
 disconnected   reason
-device         device, online, profile, unfit (why it cannot be asked, empty where it can)
+device         device, online, asleep_s (it sleeps so long), profile, unfit (why it cannot be asked, empty where it can)
 opened         round, attempt, cohort, payload_bytes, deadline_s
-accepted       round, device, examples, weight, bytes, encoding, kept, metrics
+asked          round, devices (that begin while others are at work: `buffered` rounds)
+accepted       round, device, start, staleness, examples, weight, bytes, encoding, kept, metrics
 rejected       device, code, reason (once per device, code and round)
 failed         device, round, code, reason
 abandoned      round, attempt, reason
 closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, evaluation, ...
 personalizing  round, payload_bytes, deadline_s
 reported       device, examples, metrics
+quarantined    device, since, code, reason, count (coordinator.quarantine.Entry); once more after every start
+released       device
 warning        text
 finished       run, reported, failed, absent, evaluation, run_dir, devices (coordinator.fleet.Fleet.summary)
 """
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.board import Board
+from coordinator.buffered import BufferedEngine
 from coordinator.checkpoints import Checkpoint, RunDirectory
 from coordinator.chronicle import Chronicle, OnEvent
 from coordinator.cohort import Needs
@@ -38,6 +42,7 @@ from coordinator.observatory import Observatory
 from coordinator.opening import load_run, open_run
 from coordinator.payloads import Payloads
 from coordinator.preparation import InChild, Preparation
+from coordinator.quarantine import LOOK_S, Quarantine
 from coordinator.survey import survey
 from coordinator.voice import Voice
 from shared.config import RunConfig
@@ -81,6 +86,7 @@ class Coordinator:
         self._observatory = Observatory(config.run.http, run_dir)
         self._on_event = on_event
         self._chronicle = Chronicle(self._tell, self._fleet, self._clock)
+        self._quarantine = Quarantine(run_dir, config.admission.quarantine_after, self._chronicle)
         self._preparation = prepare(lambda text: self._chronicle.tell("warning", text=text))
         self._jobs: asyncio.Queue[Job] = asyncio.Queue()
         self._answers: set[asyncio.Task[None]] = set()
@@ -100,7 +106,7 @@ class Coordinator:
 
     async def _run(self) -> None:
         record = await open_run(self._config, self._directory, self._preparation)
-        checkpoint, ledger = await asyncio.to_thread(load_run, self._directory)
+        checkpoint, ledger = await asyncio.to_thread(load_run, self._directory, self._config.admission)
         self._tell_start(record.run, checkpoint)
         if checkpoint.engine.phase is not Phase.FINISHED:
             await self._connect(record.run, checkpoint, ledger)
@@ -108,7 +114,8 @@ class Coordinator:
     async def _connect(self, run: str, checkpoint: Checkpoint, ledger: "Ledger") -> None:
         config = self._config
         needs = Needs.of(ledger.limit, prunes=ledger.prunes)
-        self._engine = RoundEngine(run, config.rounds, seed=config.run.seed, needs=needs)
+        engine = BufferedEngine if config.rounds.mode == "buffered" else RoundEngine
+        self._engine = engine(run, config.rounds, seed=config.run.seed, needs=needs)
         self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
         will = Will(self._topics.coordinator, self._voice(self._topics.coordinator, self._gone))
         self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
@@ -149,6 +156,7 @@ class Coordinator:
             inbox=inbox,
             payloads=payloads,
             topics=self._topics,
+            quarantine=self._quarantine,
             idle=self._jobs.empty,
             clock=self._clock,
         )
@@ -158,7 +166,10 @@ class Coordinator:
         await self._connected()
         await conductor.resume(checkpoint)
         board.state(self._state)
-        background = [self._group.create_task(job) for job in (board.run(), self._listen(board), self._mind_stalls())]
+        background = [
+            self._group.create_task(job)
+            for job in (board.run(), self._listen(board), self._mind_stalls(), self._mind_quarantine())
+        ]
         try:
             await self._link.subscribe(self._topics.all_presence, self._topics.all_vitals, self._topics.all_up)
             while self._engine.phase is not Phase.FINISHED:
@@ -207,6 +218,13 @@ class Coordinator:
             due = self._inbox.desk.next_deadline() if self._inbox.desk else None
             await asyncio.sleep(self._config.transfer.stall_s if due is None else max(0.0, due - self._clock()))
             self._inbox.stalled()
+
+    async def _mind_quarantine(self) -> None:
+        """Have the folder looked at soon after somebody changed it."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._quarantine.changed():
+                self._jobs.put_nowait(Tick())
 
     # --- out ----------------------------------------------------------------------------------------------------------
 

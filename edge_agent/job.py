@@ -47,6 +47,7 @@ class Job(BaseModel):
     threads: int = Field(ge=1, description="compute threads")
     trust: tuple[str, ...] = Field((), description="package.module:name that a plan may ask to import")
     deadline_s: float = Field(gt=0, description="seconds from the start of the work until it is of no more use")
+    reserve_s: float = Field(0.0, ge=0, description="of these, what an update is expected to take on its way")
 
 
 class Outcome(BaseModel):
@@ -59,7 +60,8 @@ class Outcome(BaseModel):
                that the plan wants evaluated: `accuracy` and `loss` of the device's own model, `accuracy_global` of one
                with nothing of this device in it, `test_examples`. After it: `parameters`, `macs` and, where the
                algorithm prunes, `channels`, beside those of the dense model (`..._dense`), and where the update's
-               encoding is lossy `encoding_loss`, the norm of what it lost over that of the update. After
+               encoding is lossy `encoding_loss`, the norm of what it lost over that of the update; where time ran
+               short `work_done`, the share of the steps that the update has. After
                personalization `latency_ms_eager`, of one example
     encoding   of the update (shared.encoding)
     labels     what the classes are called, and

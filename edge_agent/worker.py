@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from edge_agent.data import Examples, load
+from edge_agent.deadline import Deadline
 from edge_agent.job import MEMORY, OUTCOME, PERSONAL, REFERENCE, UPDATE, Job, Outcome
 from edge_agent.plan import Read, Work, logits, prepare, rehearsal
 from edge_agent.probe import is_out_of_memory, starting_width
@@ -37,7 +38,7 @@ from shared.algorithms.device import (
 from shared.algorithms.feedback import outgoing
 from shared.codec import open_payload, size_limit, write_payload
 from shared.encoding import LIKED, Encoding
-from shared.errors import OutOfMemory, OutOfTime, StateError, TalariaError, TrainingError
+from shared.errors import OutOfMemory, StateError, TalariaError, TrainingError
 from shared.model_state import state_tensors
 from shared.pruning import channels, macs
 from shared.tensors import Masks, Subnet, Tensors
@@ -76,23 +77,18 @@ def run_job(job: Job, read: Read = load) -> Outcome:
     StateError (memory), TrainingError, OutOfTime, OutOfMemory.
     """
     torch.set_num_threads(1)  # a fork that rehearses could not do with more if there were others here already
-    end = time.monotonic() + job.deadline_s
-
-    def check_time() -> None:
-        if time.monotonic() > end:
-            raise OutOfTime(f"not done within {job.deadline_s:.0f} s: raise the round's deadline, or lower epochs")
-
+    deadline = Deadline(job.deadline_s, job.reserve_s)
     with _memory_budget(job), torch.random.fork_rng(devices=[]):
         work = prepare(job, read)
         with open_payload(job.payload, limit=_largest_payload(work.setup)) as download:
             check_fits(work.setup, download.subnet)
             start = None
             if work.setup.layout is not None and job.memory is None:
-                start = _start(job, work, download.subnet, check_time)
-            return _carry_out(job, work, download.subnet, start, check_time)
+                start = _start(job, work, download.subnet, deadline)
+            return _carry_out(job, work, download.subnet, start, deadline)
 
 
-def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, check_time: Callable[[], None]) -> Outcome:
+def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, deadline: Deadline) -> Outcome:
     """The round itself, on a device that starts with these channels if it remembers none; None: all."""
     torch.set_num_threads(job.threads)
     torch.manual_seed(_seed(job))  # dropout draws from the global generator
@@ -106,14 +102,14 @@ def _carry_out(job: Job, work: Work, received: Subnet, start: Masks | None, chec
         validation=_split(work.data.validation),
         multiple=job.profile.inference.channel_multiple,
         generator=torch.Generator().manual_seed(_seed(job)),
-        check_time=check_time,
+        check_time=deadline.check,
         start_with=start,
-        latency=None if job.template is None else stopwatch(job.template, work, job.profile, check_time),
+        latency=None if job.template is None else stopwatch(job.template, work, job.profile, deadline.check),
     )
-    return _personalize(job, work, round_) if round_.final else _train(job, work, round_)
+    return _personalize(job, work, round_) if round_.final else _train(job, work, round_, deadline)
 
 
-def _start(job: Job, work: Work, received: Subnet, check_time: Callable[[], None]) -> Masks | None:
+def _start(job: Job, work: Work, received: Subnet, deadline: Deadline) -> Masks | None:
     """The channels that a device begins with for which this is the first job of the run: as many as it can train."""
     few = rehearsal(work, REHEARSED_BATCHES)
 
@@ -122,18 +118,19 @@ def _start(job: Job, work: Work, received: Subnet, check_time: Callable[[], None
 
     def rehearse(width: float) -> None:
         with tempfile.TemporaryDirectory(dir=job.out) as folder:
-            _carry_out(job.model_copy(update={"out": Path(folder)}), few, received, at(width), check_time)
+            _carry_out(job.model_copy(update={"out": Path(folder)}), few, received, at(width), deadline)
 
     training = job.profile.training
     return at(starting_width(rehearse, training.max_width, training.memory_mib))
 
 
-def _train(job: Job, work: Work, round_: DeviceRound) -> Outcome:
+def _train(job: Job, work: Work, round_: DeviceRound, deadline: Deadline) -> Outcome:
     """Evaluate what was received, then one round of local work, then what the coordinator gets of it."""
     setup, plan = work.setup, job.task.plan
     due = (round_.number - 1) % plan.evaluate_every == 0
     metrics = _accuracies(work, round_, personal_model(setup, round_)[0]) if due else {}
-    setup.algorithm.train(round_, setup.hp)
+    if (done := deadline.train(setup, round_)) < 1:
+        metrics["work_done"] = done
     metrics |= _size(work, round_.model, round_.held)
     update = outgoing(
         setup.algorithm.upload(round_, setup.hp),

@@ -51,6 +51,15 @@ class RoundSettings(Settings):
             )
         if self.cohort is not None and self.min_devices < self.quorum:
             raise ValueError(f"min_devices {self.min_devices} is less than quorum {self.quorum}: raise it")
+        if self.enough is not None and self.enough < self.quorum:
+            raise ValueError(f"enough {self.enough} is less than quorum {self.quorum}: raise it, or lower quorum")
+        if self.enough is not None and self.cohort is not None and self.enough > self.cohort:
+            raise ValueError(f"enough {self.enough} can never be met by a cohort of {self.cohort}: raise cohort")
+        if self.enough is not None and self.mode == "buffered" and self.enough > self.min_devices:
+            raise ValueError(
+                f"enough {self.enough} may never be met by {self.min_devices} devices, each of which answers a round's "
+                "tensors once: raise min_devices"
+            )
         return self
 
 

@@ -142,6 +142,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
+# not partial: v and alpha are remembered at the end, so whoever ran out of time would only train w
 APFL = Algorithm(
     name="apfl",
     paper="arXiv:2003.13461",

@@ -174,6 +174,10 @@ class Algorithm:
                  it returns, where they are fewer
     aggregate    coordinator: a fresh accumulator per round, of the rule that the run's settings name
     prunes       its subnets may hold only some channels, so the model's channel layout must be resolved
+    partial      whether `train` may be left between any two steps, by what check_time raises, and what is then in hand
+                 uploaded: one loop trains everything that is uploaded or remembered
+    synchronous  why the updates of a round must have started from the same tensors; empty: they need not, so rounds
+                 can be buffered
     """
 
     name: str
@@ -186,6 +190,8 @@ class Algorithm:
     personalize: Callable[[DeviceRound, Any], nn.Module] = finetuned
     aggregate: Callable[[ChannelLayout | None, Any, Rule], Accumulator] = over_all_that_hold_it
     prunes: bool = False
+    partial: bool = False
+    synchronous: str = ""
 
 
 def shared_names(algorithm: Algorithm, model: nn.Module, hp: Hyperparameters) -> frozenset[str]:

@@ -78,6 +78,7 @@ def _pulled(
     return model
 
 
+# not partial: the own model comes last, so whoever ran out of time would never train it
 DITTO = Algorithm(
     name="ditto",
     paper="arXiv:2012.04221",

@@ -7,4 +7,4 @@ FedAvg + fine-tuning, which any personalized algorithm has to beat.
 
 from shared.algorithms.base import Algorithm
 
-FEDAVG = Algorithm(name="fedavg", paper="arXiv:1602.05629")
+FEDAVG = Algorithm(name="fedavg", paper="arXiv:1602.05629", partial=True)

@@ -13,5 +13,5 @@ class FedAvgFinetuneHyperparameters(Hyperparameters):
 
 
 FEDAVG_FINETUNE = Algorithm(
-    name="fedavg-finetune", paper="arXiv:2108.07313", hyperparameters=FedAvgFinetuneHyperparameters
+    name="fedavg-finetune", paper="arXiv:2108.07313", hyperparameters=FedAvgFinetuneHyperparameters, partial=True
 )

@@ -59,4 +59,5 @@ FEDBABU = Algorithm(
     share=body,
     train=train,
     personalize=personalize,
+    partial=True,
 )

@@ -8,4 +8,6 @@ head here. Without a head it is FedAvg, with nothing but a head it is local trai
 from shared.algorithms.base import Algorithm
 from shared.algorithms.head import HeadHyperparameters, body
 
-FEDPER = Algorithm(name="fedper", paper="arXiv:1912.00818", hyperparameters=HeadHyperparameters, share=body)
+FEDPER = Algorithm(
+    name="fedper", paper="arXiv:1912.00818", hyperparameters=HeadHyperparameters, share=body, partial=True
+)

@@ -60,6 +60,7 @@ def _train_part(
     local_sgd(model, round_, undecayed, epochs=epochs, only=part, before_step=decay)
 
 
+# not partial: the head comes first, so whoever ran out of time would upload a body that it never trained
 FEDREP = Algorithm(
     name="fedrep",
     paper="arXiv:2102.07078",

@@ -238,6 +238,7 @@ def _layout(round_: DeviceRound) -> ChannelLayout:
     return round_.layout
 
 
+# not partial: channels are chosen after training, and steps of pruning count rounds that were trained in full
 HERMES = Algorithm(
     name="hermes",
     paper="doi:10.1145/3447993.3483278",
@@ -247,4 +248,5 @@ HERMES = Algorithm(
     personalize=personalize,
     aggregate=aggregate,
     prunes=True,
+    synchronous="which channels are given up is agreed among the updates of one round, which must have had the same",
 )

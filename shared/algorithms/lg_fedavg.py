@@ -38,5 +38,9 @@ def later_layers(model: nn.Module, hp: LGFedAvgHyperparameters) -> frozenset[str
 
 
 LG_FEDAVG = Algorithm(
-    name="lg-fedavg", paper="arXiv:2001.01523", hyperparameters=LGFedAvgHyperparameters, share=later_layers
+    name="lg-fedavg",
+    paper="arXiv:2001.01523",
+    hyperparameters=LGFedAvgHyperparameters,
+    share=later_layers,
+    partial=True,
 )

@@ -16,4 +16,4 @@ def nothing(model: nn.Module, hp: Any) -> frozenset[str]:
     return frozenset()
 
 
-LOCAL = Algorithm(name="local", paper="", share=nothing)
+LOCAL = Algorithm(name="local", paper="", share=nothing, partial=True)

@@ -122,4 +122,5 @@ PER_FEDAVG = Algorithm(
     hyperparameters=PerFedAvgHyperparameters,
     train=train,
     personalize=personalize,
+    partial=True,  # every outer step is complete in itself
 )
