@@ -15,7 +15,7 @@ from shared.chunks import Assembly
 from shared.codec import decode_presence, decode_uplink, decode_vitals
 from shared.errors import DigestMismatch, RefusedUpdate, WireError
 from shared.link import Received, packet_size
-from shared.messages import Chunk, Downlink, Failure, Offer, Receipt, Report, Want
+from shared.messages import Chunk, Downlink, Failure, Offer, Presence, Receipt, Report, Want
 from shared.topics import Topics
 
 
@@ -81,6 +81,7 @@ class Inbox:
         self._jobs = jobs
         self._clock = clock
         self._arrived: set[str] = set()
+        self._doubles: set[str] = set()
 
     def receive(self, received: Received) -> None:
         """One message of any topic that we subscribe to."""
@@ -137,6 +138,7 @@ class Inbox:
 
     def _presence(self, device: str, payload: bytes) -> None:
         presence = decode_presence(payload)
+        self._suspect(device, presence)
         event = self._fleet.presence(device, presence, self._clock())
         if event is None:
             return
@@ -152,6 +154,18 @@ class Inbox:
             unfit=self._engine.unfit(capabilities),
         )
         self._jobs.put_nowait(event)
+
+    def _suspect(self, device: str, presence: Presence) -> None:
+        """Starts of an agent only count up, and only one that lives says so: told once per device."""
+        known = self._fleet[device].epoch
+        if presence.online and presence.epoch < known and device not in self._doubles:
+            self._doubles.add(device)
+            self._chronicle.tell(
+                "warning",
+                text=f"device {device}: start {presence.epoch} came after start {known}: two agents use its name, or "
+                "its state is from a backup. Give each agent a name of its own, or enrol it anew if its key "
+                "is not its own any more",
+            )
 
     def _uplink(self, device: str, payload: bytes) -> None:
         match decode_uplink(payload):

@@ -51,7 +51,7 @@ persistence_location {folder}/data/
 """
     + LIMITS
     + """\
-log_dest stdout
+log_dest stderr
 log_type error
 log_type warning
 log_type notice

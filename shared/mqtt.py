@@ -164,17 +164,19 @@ class MqttLink:
         """Connect for ever; LinkError when it is pointless."""
         patience, clock, told = Patience(), asyncio.get_running_loop().time, False
         while True:
-            started, lasted, taken_over = clock(), 0.0, False
+            started = clock()
             reason = await self._connect_once()
-            if self._online is not None:
-                lasted = clock() - started
-                taken_over = self._online[0].ended.result().code == TAKEN_OVER
-                reason = self._lost(reason)
+            ended = self._online[0].ended.result() if self._online is not None else None
+            lasted = None if ended is None else clock() - started
+            delay = patience.delay(lasted, taken_over=ended is not None and ended.code == TAKEN_OVER)
+            reason += patience.suspicion
+            if ended is not None:
+                self._lost(reason)
             elif not told:
                 self._tell(Disconnected(reason))
             told = True
-            log.log(logging.WARNING if taken_over else logging.INFO, "client %r: %s", self._client_id, reason)
-            await asyncio.sleep(patience.delay(lasted, taken_over=taken_over))
+            log.log(logging.WARNING if patience.suspicion else logging.INFO, "client %r: %s", self._client_id, reason)
+            await asyncio.sleep(delay)
 
     async def _connect_once(self) -> str:
         """Why there is no connection, or no longer."""
@@ -224,23 +226,18 @@ class MqttLink:
             self._ask(request)
         self._send_due()
 
-    def _lost(self, reason: str) -> str:
-        """What is told of it."""
+    def _lost(self, reason: str) -> None:
         assert self._online is not None
         connection, greeting = self._online
         self._online = None
         self._asked.clear()
-        code = connection.ended.result().code
-        if code == TAKEN_OVER:
-            reason += "; another client with our certificate or name took our place: give each its own"
-        victim = self._outbox.lost(too_big=code == PACKET_TOO_LARGE)
+        victim = self._outbox.lost(too_big=connection.ended.result().code == PACKET_TOO_LARGE)
         if victim is not None:
             if greeting.max_packet is None:
                 self._largest = max(SMALLEST_PACKET, min(self._largest, victim.packet) // 2)
                 self._max_packet = min(self._max_packet, self._largest)
             victim.fail(too_large(victim, self._max_packet))
         self._tell(Disconnected(reason))
-        return reason
 
     # --- subscriptions -----------------------------------------------------------------------------------------------
 
