@@ -32,7 +32,9 @@ def cli() -> None:
     demo      the bundled example: broker, coordinator and eight agents as processes, a live view, a report
     emulate   the same with a configuration of yours
     simulate  the same engine and agents in one process without a broker: for many devices and quick experiments
+    chaos     a small fleet as processes under a seeded schedule of faults, and whether everything held
     check     whether an algorithm, ours or yours, does what every algorithm must do
+    compose   the same fleet as containers: a compose file with the limits of the firmware profiles, keys and settings
 
     Models, algorithms and data sources of yours, package.module:name, are found in the current folder and on
     PYTHONPATH.
@@ -119,6 +121,56 @@ def check(name: str, sets: tuple[str, ...], as_json: bool) -> None:
     from lab.check_command import check_one
 
     check_one(name, sets, as_json=as_json)
+
+
+@cli.command()
+@CONFIG
+@SET
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def compose(config: Path | None, sets: tuple[str, ...], directory: Path) -> None:
+    """Write the fleet of a configuration as containers into DIRECTORY: compose.yaml, and what it mounts.
+
+    One service per device, with the memory and the cores of its firmware profile; TLS, certificates and signatures are
+    on. DIRECTORY/fleet holds the keys. docs/deploy.md says how the images are built and the fleet is started.
+    """
+    from lab.compose import write_fleet
+
+    settings, _ = _settings(config, sets, None)
+    write_fleet(settings, directory)
+    click.echo(f"{settings.fleet.devices} devices: docker compose -f {directory / 'compose.yaml'} up")
+
+
+@cli.command()
+@CONFIG
+@SET
+@click.option("--minutes", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Of faults.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the schedule: the same seed, the same faults.")
+@click.option("--faults", metavar="KIND,...", default="", help="Only these; a wrong name lists them all.")
+@DIRECTORY
+@JSON
+def chaos(
+    config: Path | None,
+    sets: tuple[str, ...],
+    minutes: float,
+    seed: int,
+    faults: str,
+    run_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Kill, cut, stop, fill and confuse a real fleet, and check that nothing is lost, counted twice or torn.
+
+    Runs of a small network follow one another while faults strike; then they stop, and the open run must come to its
+    end. docs/testing.md says what strikes and what is checked. Needs Mosquitto.
+
+    Exit status: 0 everything holds, 1 something does not (its folder is kept), 2 a setting is wrong.
+    """
+    from lab.chaos_disk import own_mounts
+
+    mounts = own_mounts()  # first: a process that has threads may not change its user namespace any more
+    from lab.chaos_command import chaos_run
+
+    kinds = tuple(filter(None, faults.split(",")))
+    chaos_run(config, sets, minutes=minutes, seed=seed, kinds=kinds, folder=run_dir, mounts=mounts, as_json=as_json)
 
 
 def _settings(config_file: Path | None, sets: tuple[str, ...], run_dir: Path | None) -> "tuple[RunConfig, Path]":

@@ -40,7 +40,7 @@ async def emulate(config: RunConfig, directory: Path, on_event: Callable[[Mappin
         run_file.write_text(example_toml(config.model_copy(update={"broker": broker})))
         async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
             coordinator = await stack.enter_async_context(_coordinator(run_file, directory))
-            lender = await stack.enter_async_context(_trainers(directory))
+            lender = await stack.enter_async_context(trainers(directory))
             agents = {
                 name: await stack.enter_async_context(_agent(agent, directory / "devices" / name, lender))
                 for name, agent in devices.items()
@@ -108,7 +108,7 @@ def _coordinator(run_file: Path, directory: Path) -> contextlib.AbstractAsyncCon
 
 
 @contextlib.asynccontextmanager
-async def _trainers(directory: Path) -> AsyncIterator[Path]:
+async def trainers(directory: Path) -> AsyncIterator[Path]:
     """The socket of one process that the trainers of all devices are forked from: a copy of the training library for
     each of them takes seconds and 200 MB that a device would not share, and an emulation need not spend."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
