@@ -116,6 +116,7 @@ def parse(data: bytes, *, limit: int = MAX_BYTES) -> ModelProto:
     graph = model.graph
     if not graph.node:
         raise ExportError("not an ONNX file: no nodes")
+    _check_text(model)
     opsets = [(entry.domain, entry.version) for entry in model.opset_import]
     if len(opsets) != 1 or opsets[0][0] != "" or opsets[0][1] not in OPSETS:
         raise ExportError(
@@ -129,6 +130,18 @@ def parse(data: bytes, *, limit: int = MAX_BYTES) -> ModelProto:
     _check_nodes(graph.node)
     ModelCard.from_properties(properties(model))
     return model
+
+
+def _check_text(model: ModelProto) -> None:
+    """Text that is no UTF-8 would come out of protobuf as bytes, which nobody who reads a name expects."""
+    graph = model.graph
+    texts = [text for entry in model.metadata_props for text in (entry.key, entry.value)]
+    texts += [tensor.name for tensor in graph.initializer]
+    for node in graph.node:
+        texts += [node.name, node.domain, node.op_type, *node.input, *node.output]
+        texts += [attribute.name for attribute in node.attribute]
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise ExportError(f"ONNX name {odd[0]!r} is not UTF-8")
 
 
 def _check_tensors(tensors: Iterable[TensorProto]) -> None:
@@ -212,7 +225,7 @@ def fill(template: bytes, tensors: Tensors, metadata: Mapping[str, str], *, limi
             raise ExportError(f"{tensor.name}: shape {array.shape} is not {dims}, nor {dims} cut down")
         tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.input[1] in dense:
+        if node.op_type == "Conv" and len(node.input) > 1 and node.input[1] in dense:
             _regroup(node, dense[node.input[1]], given[node.input[1]].shape)
     onnx.helper.set_model_props(model, card.properties())
     data: bytes = model.SerializeToString()
@@ -222,10 +235,12 @@ def fill(template: bytes, tensors: Tensors, metadata: Mapping[str, str], *, limi
 def _regroup(node: NodeProto, dense: tuple[int, ...], shape: tuple[int, ...]) -> None:
     """Fit a convolution's `group` to a weight (out, in / group, ...) that was cut down from `dense`. A depthwise one
     (one input channel per group) loses whole groups; any other grouped one loses channels in each of its groups."""
+    if len(dense) < 3:
+        raise ExportError(f"{node.input[1]}: {dense} is no shape of a convolution's weight")
     for attribute in node.attribute:
         if attribute.name == "group" and attribute.i > 1:
             per_group = dense[0] // attribute.i if dense[1] == 1 else 0
             groups = shape[0] // per_group if per_group else attribute.i
-            if shape[0] % groups or (per_group and shape[0] % per_group):
+            if not groups or shape[0] % groups or (per_group and shape[0] % per_group):
                 raise ExportError(f"{node.input[1]}: {shape[0]} channels do not divide into the groups of {dense}")
             attribute.i = groups
