@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from coordinator.cohort import Needs
 from coordinator.engine import COLLECTING, FINISHED, GATHERING, PERSONALIZING, RoundEngine
-from coordinator.events import AskDevices, CloseRound, OpenRound, Phase, Snapshot, Tick, UpdateAccepted
+from coordinator.events import AskDevices, CloseRound, Snapshot
 from coordinator.transitions import Transition
 from shared.config_rounds import RoundSettings
 
