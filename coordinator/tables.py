@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -17,40 +17,53 @@ from coordinator.survey import DeviceView, State, Survey
 from shared.logs import printable
 
 REFRESH_S = 2.0
-WIDE = 100
-"""Columns of a terminal from which on everything is shown."""
+WIDE, WIDEST = 100, 140
+"""Columns of a terminal from which on more is shown, and everything."""
+NARROW = 70
+"""Below, vital signs have no room."""
+LONGEST = 24
+"""Of a cell; what is longer is cut."""
+GAP = 2
+OLD_S = 600.0
+"""From when on it is said how old vital signs are."""
 SHOWN = 30
 """Devices on a terminal, and fewer where it is lower."""
 ROUNDS = 10
 COLOURS = {State.QUARANTINED: "red", State.UNFIT: "yellow", State.OFFLINE: "yellow", State.ASLEEP: "cyan"}
-VITALS = (("temperature_c", "{:.0f} C"), ("battery_pct", "{:.0f} %"), ("load_per_core", "load {:.1f}"))
+# load per core is told as a multiple: above x1 the processor cannot keep up
+VITALS = (("temperature_c", "{:.0f} C"), ("battery_pct", "{:.0f} %"), ("load_per_core", "x{:.1f}"))
 
 
 def devices_table(rows: Sequence[Row], now: float, *, width: int, limit: int | None) -> RenderableType:
     """`limit`: devices at most; how many are left out is said."""
-    wide = width >= WIDE
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("device", overflow="ellipsis", no_wrap=True, max_width=24)
-    table.add_column("state", overflow="ellipsis", no_wrap=True, ratio=None, max_width=44 if wide else 24)
-    for name in ["profile"] if wide else []:
-        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=14)
-    for name in ("seen", "rounds", "up", *(["down"] if wide else []), "refused"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("vital signs", no_wrap=True, overflow="ellipsis")
-    for row in rows[:limit]:
-        view, state = row.view, _state(row.view, now)
-        cells: list[str | Text] = [
-            Text(view.device),
-            Text(printable(state), COLOURS.get(view.state, "")),
-            *([Text(view.profile)] if wide else []),
-            _age(view.last_seen, now),
-            f"{row.answered}/{row.asked}",
-            size(view.bytes_up),
-            *([size(view.bytes_down)] if wide else []),
-            str(sum(row.refused.values()) or ""),
-            _vitals(view, now),
-        ]
-        table.add_row(*cells)
+    shown = rows[:limit]
+    columns: dict[str, list[str]] = {
+        "profile": [row.view.profile for row in shown],
+        "seen": [_age(row.view.last_seen, now) for row in shown],
+        "rounds": [f"{row.answered}/{row.asked}" for row in shown],
+        "up": [size(row.view.bytes_up) for row in shown],
+        "down": [size(row.view.bytes_down) for row in shown],
+        "refused": [str(sum(row.refused.values()) or "") for row in shown],
+        "vital signs": [_vitals(row.view, now, brief=width < WIDE) for row in shown],
+    }
+    if width < WIDE:
+        del columns["down"]
+    if width < WIDEST:
+        del columns["profile"]
+    widths = {name: min(LONGEST, max(map(len, [name, *cells]))) for name, cells in columns.items()}
+    if width < NARROW:
+        del columns["vital signs"]
+    first = min(LONGEST if width >= WIDE else LONGEST // 2, max(map(len, ["device", *(r.view.device for r in shown)])))
+    taken = first + sum(widths[name] + GAP for name in columns)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("device", width=first, overflow="ellipsis", no_wrap=True)
+    table.add_column("state", max_width=max(10, width - taken - GAP), overflow="ellipsis", no_wrap=True)
+    for name in columns:
+        justify: JustifyMethod = "left" if name in ("profile", "vital signs") else "right"
+        table.add_column(name, width=widths[name], justify=justify, overflow="ellipsis", no_wrap=True)
+    for number, row in enumerate(shown):
+        state = Text(printable(_state(row.view, now)), COLOURS.get(row.view.state, ""))
+        table.add_row(Text(row.view.device), state, *(Text(cells[number]) for cells in columns.values()))
     left = 0 if limit is None else max(0, len(rows) - limit)
     return Group(table, Text(f"and {left} more: --json lists all", "dim")) if left else table
 
@@ -133,13 +146,14 @@ def _state(view: DeviceView, now: float) -> str:
     return f"{view.state}: {why}" if why else str(view.state)
 
 
-def _vitals(view: DeviceView, now: float) -> Text:
+def _vitals(view: DeviceView, now: float, *, brief: bool) -> str:
     if view.vitals is None:
-        return Text("")
+        return ""
     metrics = view.vitals.metrics
     said = [form.format(metrics[name]) for name, form in VITALS if name in metrics]
-    old = now - view.vitals.at > 600
-    return Text(" ".join([view.vitals.phase, *said]), "dim" if old else "")
+    old = now - view.vitals.at
+    age = [f"({_span(old)} ago)"] if old > OLD_S else []
+    return " ".join([*([] if brief else [view.vitals.phase]), *said, *age])
 
 
 def _age(at: float | None, now: float) -> str:
