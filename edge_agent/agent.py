@@ -107,6 +107,7 @@ class Agent:
             traffic=self._traffic,
             gate=self._gate,
         )
+        self.facts = self._voice.facts
         self._first_contact = asyncio.Event()
         self._subscribed = False
         self._deadlines: dict[Key, float] = {}
@@ -285,7 +286,7 @@ class Agent:
             left = stall_s if patience_s is None else self._moved + patience_s - time.monotonic()
             if left <= 0:
                 break
-            await asyncio.sleep(left)
+            await asyncio.sleep(min(left, stall_s))  # what it waits for may change meanwhile
         self.asleep_s = None if every_s is None else rest.sleep_s(every_s, time.monotonic() - self._began)
         log.info("nothing to do: %s", "done" if self.asleep_s is None else f"asleep for {self.asleep_s:.0f} s")
 

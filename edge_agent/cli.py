@@ -7,6 +7,10 @@ from shared.errors import TalariaError
 
 COMMANDS = {
     "run": Entry("edge_agent.run_command", "Serve as a device: train, personalize, put the own model in service."),
+    "status": Entry("edge_agent.status_command", "Ask the agent that runs on this machine how it is."),
+    "install": Entry("edge_agent.service_command", "Make it a service of systemd, with the limits of its profile."),
+    "uninstall": Entry("edge_agent.service_command", "Remove the service; what the device remembers stays."),
+    "upgrade": Entry("edge_agent.upgrade_command", "Put another version into service, or go back to the one before."),
     "doctor": Entry("edge_agent.doctor", "Check broker, machine, packages and data before it matters."),
     "infer": Entry("edge_agent.infer_command", "Run the own model on files, or on request over MQTT."),
     "export": Entry(

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edge_agent.agent import Agent
+from edge_agent.pulse import supervised
 from shared.commands import LOG_FILE, LOG_FORMAT
 from shared.config import AgentConfig
 from shared.link import Link, Will
@@ -61,18 +63,28 @@ async def _serve(config: AgentConfig, *, once: bool, until_idle: bool) -> None:
     def open_link(client_id: str, will: Will | None) -> Link:
         return MqttLink(config.broker, client_id, will)
 
-    stopped = asyncio.Event()
-    while not stopped.is_set():
+    def start() -> Agent:
         agent = Agent(config, open_link, once=once, until_idle=until_idle)
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, agent, stopped)
-        await agent.run()
-        if agent.asleep_s is None or until_idle:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(agent.asleep_s):
-                await stopped.wait()
+            asyncio.get_running_loop().add_signal_handler(number, _stop, agent, stopped)
+        return agent
+
+    def facts() -> dict[str, Any]:
+        return agent.facts() | ({"phase": "asleep", "connected": False} if asleep else {})
+
+    stopped = asyncio.Event()
+    agent, asleep = start(), False
+    async with supervised(config.state_dir, facts):
+        while not stopped.is_set():
+            await agent.run()
+            if agent.asleep_s is None or until_idle:
+                return
+            asleep = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(agent.asleep_s):
+                    await stopped.wait()
+                    return
+            agent, asleep = start(), False
 
 
 def _stop(agent: Agent, stopped: asyncio.Event) -> None:

@@ -1,6 +1,7 @@
 """What the device remembers, on its disk and nowhere else.
 
     lock                   held by the running agent
+    format                 number of the way in which all this is kept
     epoch                  how often this agent was started
     current                which generation counts, and whether its answer is settled
     generations/0000012/   record.json and the files of the last finished task: memory, and the update until its receipt
@@ -34,6 +35,9 @@ from shared.messages import Offer, Report
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
+FORMAT = 1
+"""Grows when a version keeps its state in a way that the one before cannot read."""
+FORMAT_FILE = "format"
 
 
 class Record(Entry):
@@ -61,7 +65,8 @@ class Traffic(Entry):
 
 
 class Store:
-    """One device's state folder. Opening it counts a start; StateError if another agent has it open.
+    """One device's state folder. Opening it counts a start; StateError if another agent has it open, or if another
+    version has written it in a format of its own.
 
     epoch       number of this start, larger than that of every earlier one
     downloads   folder for payloads
@@ -81,6 +86,7 @@ class Store:
         except OSError as error:
             os.close(self._lock)
             raise StateError(f"{directory} is in use by another agent: give each agent its own state_dir") from error
+        self._check_format()
         self.epoch = self._count_start()
         self._traffic = read_entry(directory / "traffic", Traffic) or Traffic()
         self._current, self._record = self._load()
@@ -174,6 +180,19 @@ class Store:
 
     def _generation(self, number: int) -> Path:
         return self._generations / f"{number:07d}"
+
+    def _check_format(self) -> None:
+        """Before anything is read: what another version keeps otherwise would look damaged, and be given up."""
+        path = self.directory / FORMAT_FILE
+        found = path.read_text().strip() if path.exists() else str(FORMAT)
+        if found != str(FORMAT):
+            self.close()
+            raise StateError(
+                f"{self.directory} is kept in format {found[:20]!r}, and this version knows {FORMAT}: run the "
+                "version that wrote it, or give this one another state_dir"
+            )
+        if not path.exists():
+            atomic_write(path, f"{FORMAT}\n".encode())
 
     def _count_start(self) -> int:
         """A fresh or broken state counts from the wall clock: later than any start that the coordinator may remember

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import os
 import time
+from importlib import metadata
+from typing import Any
 
 from edge_agent.events import Answer
 from edge_agent.gate import Gate
@@ -77,6 +80,19 @@ class Voice:
                 await self._link.publish(topic, payload, retain=retain)
             except PacketTooLarge as error:
                 log.error("not sent: %s", error)
+
+    def facts(self) -> dict[str, Any]:
+        """What this device does now, for whoever looks after it on the same machine."""
+        session = self._session
+        return {
+            "device": self._device,
+            "version": metadata.version("talaria"),
+            "pid": os.getpid(),
+            "phase": session.phase.value,
+            "connected": self.linked.is_set(),
+            "healthy": session.healthy,
+            "reason": session.reason,
+        }
 
     async def show_vitals(self) -> None:
         """One publication at a time, and none while the broker is away: the latest is all that anybody wants."""

@@ -24,7 +24,7 @@ def digits(path: Path | None) -> Dataset:
 
     path: the digits.csv.gz of scikit-learn; by default that of the installed one, whose code is not imported.
     """
-    file = path or _installed_digits()
+    file = path or installed_digits()
     try:
         with gzip.open(file, "rt") as lines:
             table = np.loadtxt(lines, np.int64, delimiter=",", ndmin=2)
@@ -36,7 +36,8 @@ def digits(path: Path | None) -> Dataset:
     return Dataset(inputs, table[:, -1], tuple(map(str, range(10))), Normalization((8.0,), (8.0,)))
 
 
-def _installed_digits() -> Path:
+def installed_digits() -> Path:
+    """The digits.csv.gz of the installed scikit-learn, which is not imported. DataError where it is not installed."""
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
         raise DataError(
