@@ -145,8 +145,8 @@ class AgentConfig(Settings):
     )
     health: bool = Field(
         True,
-        description="refuse to train beyond the profile's limits of heat, charge, load and memory; false for devices "
-        "that are emulated on one machine, whose load is not theirs",
+        description="refuse to train beyond the profile's limits of heat, charge, load, memory and bytes per day; "
+        "false for devices that are emulated on one machine, whose load and day are not theirs",
     )
     coordinator_key: FilePath | None = Field(
         None,
@@ -156,6 +156,7 @@ class AgentConfig(Settings):
     wakes_every_s: float | None = Field(
         None,
         gt=0,
+        le=31_536_000,
         description="seconds from one awakening of this device to the next, where it sleeps in between: it says so "
         "when it leaves, and rounds wait for it",
         examples=[3600.0],

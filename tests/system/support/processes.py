@@ -151,14 +151,14 @@ class Coordinator(Process):
 
 
 class Agent(Process):
-    """`talaria-agent run --once`."""
+    """`talaria-agent run --once`, with more options where they are given."""
 
-    def __init__(self, folder: Path, config: AgentConfig) -> None:
+    def __init__(self, folder: Path, config: AgentConfig, *options: str) -> None:
         self.config = config
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "agent.toml"
         settings.write_text(example_toml(config))
-        arguments = [command("talaria-agent"), "run", "-c", str(settings), "--once"]
+        arguments = [command("talaria-agent"), "run", "-c", str(settings), "--once", *options]
         super().__init__(arguments, listen="stderr", log=folder / "agent.log")
 
     async def says(self, text: str, since: int = 0) -> None:
@@ -254,7 +254,9 @@ class System:
             (coordinator.run_dir / "template.onnx").write_bytes(b"of no use")
         return await self._started(coordinator)
 
-    async def agent(self, name: str, broker: BrokerSettings | None = None, **settings: Any) -> Agent:
+    async def agent(
+        self, name: str, broker: BrokerSettings | None = None, options: tuple[str, ...] = (), **settings: Any
+    ) -> Agent:
         """Start one with a few digits of its own."""
         folder = self.folder / "devices" / name
         given = {
@@ -265,7 +267,7 @@ class System:
         config = AgentConfig(
             device=name, fleet=FLEET, broker=broker or self.settings, state_dir=folder / "state", **given
         )
-        return await self._started(Agent(folder, config))
+        return await self._started(Agent(folder, config, *options))
 
     async def sniffer(self) -> Sniffer:
         sniffer = Sniffer(self.settings.url)
