@@ -98,15 +98,8 @@ class Agent:
         self._session = Session(self._store.done, self._store.answer)
         self._ears = Ears(config.coordinator_key, config.state_dir)
         self.refused = self._ears.refused
-        self._voice = Voice(
-            config,
-            self._profile,
-            store=self._store,
-            session=self._session,
-            link=self._link,
-            traffic=self._traffic,
-            gate=self._gate,
-        )
+        about = (self._store, self._session, self._link, self._traffic, self._gate)
+        self._voice = Voice(config, self._profile, *about)
         self.facts = self._voice.facts
         self._first_contact = asyncio.Event()
         self._subscribed = False
@@ -226,7 +219,11 @@ class Agent:
     # --- what the session says ---
 
     def _tell(self, event: Event) -> None:
-        for action in self._session.handle(event):
+        before = self._session.phase
+        actions = self._session.handle(event)
+        if self._session.phase is not before:  # what was done for an hour has only now something to wait for
+            self._moved = time.monotonic()
+        for action in actions:
             self._perform(action)
 
     def _perform(self, action: Action) -> None:

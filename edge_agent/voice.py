@@ -33,7 +33,6 @@ class Voice:
         self,
         config: AgentConfig,
         profile: Profile,
-        *,
         store: Store,
         session: Session,
         link: Metered,

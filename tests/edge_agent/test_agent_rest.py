@@ -85,7 +85,10 @@ async def test_it_does_not_lie_down_in_its_work(
     await asyncio.sleep(3 * rest.PATIENCE * config.stall_s)  # time is what is tested
     assert not waking.done()
     echo.gate.set()
-    await coordinator.receipt(await coordinator.hears(Offer))
+    offer = await coordinator.hears(Offer)
+    await asyncio.sleep(config.stall_s)
+    assert not waking.done(), "a receipt is waited for from the end of the work on, however long that took"
+    await coordinator.receipt(offer)
     await waking
 
 
