@@ -8,9 +8,10 @@ import msgpack
 import numpy as np
 import pytest
 
-from coordinator.admission import Admission, kept
+from coordinator.admission import Admission, Bounds, distance, kept
 from shared.channels import FIXED, ChannelLayout
 from shared.codec import encode_payload
+from shared.config_rounds import AdmissionSettings
 from shared.encoding import Encoding
 from shared.errors import RefusedUpdate
 from shared.tensors import Masks, Subnet, Tensors
@@ -234,3 +235,68 @@ def test_a_difference_counts_with_what_it_is_added_to(
     absolute = payload(Subnet(changed), encoding=Encoding.INT8)
     if value < 2.5e29:  # what the round started from is no part of it
         examine(tmp_path, absolute, gate, start=places)
+
+
+# --- beside what was accepted lately --------------------------------------------------------------------------------
+
+
+def bounds(**fields: float) -> Bounds:
+    return Bounds(AdmissionSettings.model_validate(fields))
+
+
+def test_what_moves_much_further_than_the_others_is_refused() -> None:
+    gate = bounds(max_norm=2.0)
+    for norm in (1.0, 100.0, 3.0):
+        gate.check(norm, 1.0)
+        gate.add(norm, 1.0)
+    gate.check(6.0, 1.0)
+    with pytest.raises(RefusedUpdate, match=r"a norm of 6\.1; admission\.max_norm = 2 times the median 3 is 6"):
+        gate.check(6.1, 1.0)
+
+
+def test_what_claims_to_weigh_much_more_than_the_others_is_refused() -> None:
+    gate = bounds(max_weight=10.0)
+    for weight in (10.0, 20.0, 30.0):
+        gate.check(1e9, weight)
+        gate.add(1e9, weight)
+    gate.check(1e9, 200.0)
+    with pytest.raises(RefusedUpdate) as refused:
+        gate.check(1e9, 201.0)
+    assert refused.value.code == "weight_too_large"
+
+
+def test_a_minority_does_not_move_the_bound() -> None:
+    gate = bounds(max_norm=2.0)
+    for number in range(300):
+        gate.add(1e9 if number % 5 == 0 else 1.0, 1.0)
+    with pytest.raises(RefusedUpdate):
+        gate.check(2.1, 1.0)
+
+
+def test_what_was_long_ago_does_not_count() -> None:
+    gate = bounds(max_norm=2.0)
+    for norm in [100.0] * 100 + [1.0] * 100:
+        gate.add(norm, 1.0)
+    with pytest.raises(RefusedUpdate):
+        gate.check(3.0, 1.0)
+
+
+def test_without_bounds_and_without_others_everything_passes() -> None:
+    free, strict = bounds(), bounds(max_norm=1.5, max_weight=1.5)
+    for _ in range(2):
+        free.add(1.0, 1.0)
+        strict.add(1.0, 1.0)
+        free.check(1e30, 1e9)
+        strict.check(1e30, 1e9)
+
+
+def test_the_distance_is_taken_over_the_floats_that_are_held() -> None:
+    """Of a dense and a partial update, of values and of a difference; the counter does not count."""
+    moved = {name: array + (1 if array.dtype.kind == "f" else 1000) for name, array in TENSORS.items()}
+    assert distance(Subnet(moved), TENSORS, LAYOUT) == pytest.approx((15 + 5 + 10) ** 0.5)
+    assert distance(Subnet(moved), TENSORS, None) == pytest.approx((15 + 5 + 10) ** 0.5)
+    kept_of_it = {name: array + 2 if array.dtype.kind == "f" else array for name, array in KEPT.items()}
+    assert distance(Subnet(kept_of_it, HELD), TENSORS, LAYOUT) == pytest.approx(2 * (9 + 3 + 6) ** 0.5)
+    assert distance(Subnet({"w": np.array([3, 4], np.float32)}), None, None) == 5
+    long = np.full(3 * 2**16 + 1, 1e20, np.float32)
+    assert distance(Subnet({"w": long}), {"w": -long}, None) == pytest.approx(2e20 * long.size**0.5)
