@@ -17,7 +17,7 @@ from typing import Any
 from lab import chaos_checks as checks
 from lab.chaos_disk import Disk
 from lab.chaos_fleet import USUAL, Broker, Party, agent_party, coordinator_party
-from lab.chaos_plan import COORDINATOR, Fault, Kind, plan
+from lab.chaos_plan import BROKER, COORDINATOR, Fault, Kind, plan
 from lab.emulate import trainers
 from lab.fleet import emulated_devices
 from lab.proxy import FAIR, Proxy, Weather
@@ -119,6 +119,7 @@ class Chaos:
         self._samples: dict[tuple[str, int], list[float]] = defaultdict(list)
         self._parties: dict[str, Party] = {}
         self._over = asyncio.Event()
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self) -> Report:
         """The report. BrokerError where there is no Mosquitto."""
@@ -166,7 +167,7 @@ class Chaos:
                 if self._report.violations:
                     break
             if striking.done():
-                striking.result()
+                striking.result()  # whatever went wrong with the faults themselves
         finally:
             striking.cancel()
             await asyncio.gather(striking, return_exceptions=True)
@@ -251,8 +252,11 @@ class Chaos:
         self._say("no more faults: the run must come to its end")
 
     async def _one(self, fault: Fault) -> None:
-        if fault.party != "broker" and fault.party not in self._parties:
-            return  # it has not been started yet
+        async with self._turns[fault.party]:  # on a busy machine an earlier one may still be at it
+            if fault.party == BROKER or fault.party in self._parties:
+                await self._happen(fault)
+
+    async def _happen(self, fault: Fault) -> None:
         at = round(time.monotonic() - self._began, 1)
         self._say(f"{at:7.1f} s  {fault.kind} {fault.party} for {fault.seconds:.1f} s")
         self._report.struck.append({**asdict(fault), "at": at})

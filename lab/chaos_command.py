@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import signal
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -60,12 +61,20 @@ def chaos_run(
         mounts=mounts,
         say=lambda text: click.echo(text, err=True),
     )
-    report = asyncio.run(chaos.run())
+    report = asyncio.run(_until_stopped(chaos))
     click.echo(json.dumps(asdict(report)) if as_json else describe(report))
     if report.violations:
         raise click.exceptions.Exit(1)
     if folder is None:
         shutil.rmtree(place, ignore_errors=True)
+
+
+async def _until_stopped(chaos: Chaos) -> Report:
+    """SIGTERM stops it like Ctrl-C, and nothing is left running."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await chaos.run()
 
 
 def describe(report: Report) -> str:

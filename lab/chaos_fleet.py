@@ -30,7 +30,7 @@ from shared.settings import example_toml
 RESTART_S = 0.5
 FORGIVEN_S = 5.0
 """A party may still fail for the sake of a fault so long after the fault's end: some notice late."""
-WIND_UP_S = 15.0
+WIND_UP_S = 60.0
 CLOCK = """
 import sys, time
 _place, _time, _time_ns = sys.argv.pop(1), time.time, time.time_ns
