@@ -207,7 +207,8 @@ class Authority:
             place.joinpath("data").mkdir(exist_ok=True, mode=0o700)
             write_private(place / "mosquitto.conf", secured(record.fleet, record.port, there).encode())
             return
-        way = f"mqtts://{record.hosts[0]}:{record.port}"
+        host = f"[{record.hosts[0]}]" if ":" in record.hosts[0] else record.hosts[0]
+        way = f"mqtts://{host}:{record.port}"
         file, text = settings_file(role, name, record.fleet, way, there)
         if not (place / file).exists():  # whoever has added to it keeps that
             write_private(place / file, text.encode())

@@ -48,9 +48,9 @@ class Record(BaseModel):
 
 def write_private(path: Path, data: bytes) -> None:
     """Whole or not at all, and readable by its owner alone from its first byte on."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     before = os.umask(0o077)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, data)
     finally:
         os.umask(before)

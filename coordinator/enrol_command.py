@@ -1,5 +1,6 @@
 """`talaria-coordinator enrol`: makes what a fleet proves itself with, and shows what there is."""
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ ROLE = click.option(
     help="What NAMES are: listener is `talaria-agent infer --listen` beside an agent, client asks for inference, "
     "observer reads everything and writes nothing.",
 )
+HOST = r"[A-Za-z0-9.-]+|[0-9a-fA-F.:]+"
+"""A name, or an address."""
 RELOAD = "then have the broker read it: kill -HUP its process (systemctl reload mosquitto)"
 
 
@@ -84,8 +87,8 @@ def enrol(
             click.echo(f"{authority.place('broker')} has changed: give the broker acl and crl.pem, {RELOAD}")
         for issued in authority.ending():
             what = "ended" if issued.until < datetime.now(UTC) else "ends"
-            renewal = f"enrol --renew{'' if issued.role in RESERVED else f' --role {issued.role}'} {issued.name}"
-            click.echo(f"the certificate of {issued.name} {what} on {issued.until:%Y-%m-%d}: {renewal}", err=True)
+            who = issued.name if issued.role in (*RESERVED, Role.DEVICE) else f"--role {issued.role} {issued.name}"
+            click.echo(f"the certificate of {who} {what} on {issued.until:%Y-%m-%d}: enrol --renew {who}", err=True)
 
 
 def _hosts(text: str) -> tuple[list[str], int]:
@@ -96,7 +99,7 @@ def _hosts(text: str) -> tuple[list[str], int]:
         name, port = parts.hostname, parts.port or 8883
     except ValueError as error:
         raise ConfigError(f"--host {first!r}: {error}") from error
-    if not name or not all(aliases) or any(set(each) & set("/ :") for each in [name, *aliases] if "::" not in each):
+    if not name or parts.path or not all(re.fullmatch(HOST, each) for each in [name, *aliases]):
         raise ConfigError(f"--host {text!r} is not NAME[:PORT][,NAME...]: write for example broker.example,10.0.0.5")
     return [name, *aliases], port
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.chunks import describe
-from shared.codec import decode_downlink, decode_task, encode_message, encode_payload, open_payload
+from shared.codec import decode_downlink, decode_task, encode_message, encode_payload, open_payload, unsealed
 from shared.link import Connected, OpenLink, Received, Will
 from shared.messages import Capabilities, Chunk, Failure, Grant, Message, Offer, Presence, Receipt, Report, Task
 from shared.tensors import Subnet, Tensors
@@ -119,14 +119,14 @@ class FakeDevice:
     async def _receive(self, topic: str, payload: bytes) -> None:
         if topic == self.topics.task(self.name):
             if payload:
-                await self._asked(decode_task(payload))
+                await self._asked(decode_task(unsealed(payload)))
             return
         if topic != self.topics.down(self.name):
             digest, index = self.topics.chunk_index(topic)
             if payload:
                 await self._chunk(digest, index, payload)
             return
-        match decode_downlink(payload):
+        match decode_downlink(unsealed(payload)):
             case Chunk(digest=digest, index=index, data=data):
                 await self._chunk(digest, index, data)
             case Grant() as grant:

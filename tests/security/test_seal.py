@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import key_file
 
 from shared.codec import decode_sealed, encode_message, unsealed
 from shared.errors import ConfigError, Forged, MalformedMessage, Replayed, Unsigned
@@ -16,12 +15,6 @@ from shared.seal import RESERVED, Signer, Verifier, public_line, read_public_key
 
 RECEIPT = encode_message(Receipt(run="r", round=1, answers="offer", accepted=True))
 TOPIC = "fleet/down/kitchen"
-
-
-def key_file(path: Path, key: object = None) -> Path:
-    key = key or Ed25519PrivateKey.generate()
-    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))  # type: ignore[attr-defined]
-    return path
 
 
 def public(signer: Signer, path: Path):
