@@ -70,9 +70,10 @@ def devices_table(rows: Sequence[Row], now: float, *, width: int, limit: int | N
 
 def rounds_table(status: dict[str, Any]) -> RenderableType:
     """The last closed rounds of coordinator.status.status_of."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("round", "updates", "refused", "failed", "up", "down", "s", "accuracy", "worst"):
-        table.add_column(name, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in ("round", "updates", "refused", "failed", "up", "down", "s", "accuracy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("worst", no_wrap=True, overflow="ellipsis")
     for line in [line for line in status["history"] if line["event"] == "round"][-ROUNDS:]:
         spread = line["evaluation"].get("accuracy")
         table.add_row(

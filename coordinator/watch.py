@@ -109,7 +109,7 @@ class Watcher:
             return seen("malformed", "not a topic of this fleet"), None
         if parts[1] == "blob":
             return self._blob(received, seen)
-        device = parts[-1] if len(parts) > 2 else ""
+        device = printable(parts[-1]) if len(parts) > 2 else ""
         if not payload:
             return seen("cleared", f"nothing on {'/'.join(parts[1:])} any more"), None
         seal = ""
@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
         case bytes():
             return f"({size(len(value))})"
         case float():
-            return f"{value:.4g}"
+            return f"{value:g}"
         case dict():
             return "{" + ", ".join(f"{name}: {_short(each)}" for name, each in value.items()) + "}"
         case str() if len(value) == 64 and value.isalnum():
