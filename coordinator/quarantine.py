@@ -19,7 +19,7 @@ from shared.files import atomic_write
 
 LOOK_S = 2.0
 """How often somebody looks at the folder while nothing else happens."""
-EXCUSED = frozenset({"unhealthy", "out_of_time", "metered", "sleeping"})
+EXCUSED = frozenset({"unhealthy", "out_of_time", "over_budget"})
 """Failures of a device that is as it should be: too hot, too slow, at the end of its budget."""
 
 
