@@ -31,7 +31,7 @@ from shared.mqtt import MqttLink
 from shared.topics import Topics
 
 SAMPLE_S = 1.0
-PATIENCE_S = 240.0
+PATIENCE_S = 600.0
 """When the faults are over, a run has come to its end by then."""
 DAY_S = 86_400.0
 
