@@ -1,0 +1,110 @@
+"""A fleet under podman-compose: made by `talaria-lab compose`, watched and disturbed from outside."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from click.testing import CliRunner
+
+from lab.cli import cli
+
+T = TypeVar("T")
+NAME = "containertest"
+TINY, TINY_MIB = "container-02", 200
+"""Has too little memory even for importing torch, so that the kernel ends its trainer."""
+DEVICES = ["rpi-zero-2w-00", "rpi-5-01", TINY, "x86-mini-pc-03"]
+WHOLE = [name for name in DEVICES if name != TINY]
+SETTINGS = [
+    f"run.fleet={NAME}",
+    "fleet.devices=4",
+    'fleet.profiles=["rpi-zero-2w", "rpi-5", "container", "x86-mini-pc"]',
+    "rounds.count=2",
+    "rounds.min_devices=4",
+    "rounds.quorum=2",
+    "rounds.deadline_s=300",
+    "rounds.personalize_deadline_s=300",
+    "algorithm.finetune_epochs=1",
+    "algorithm.accuracy_threshold=0.0",
+]
+
+
+def podman(*arguments: str, check: bool = True) -> str:
+    """What it prints; AssertionError with what it said where it fails."""
+    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr[-2000:]}"
+    return done.stdout.strip()
+
+
+class Fleet:
+    """Containers are called as their services."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        arguments = ["compose", str(directory), *(part for text in SETTINGS for part in ("--set", text))]
+        made = CliRunner().invoke(cli, arguments)
+        assert made.exit_code == 0, made.output
+        self._file = directory / "compose.yaml"
+        text = self._file.read_text()
+        head, service, rest = text.partition(f"\n  {TINY}:")
+        limited, changes = re.subn(r"limit: \d+m", f"limit: {TINY_MIB}m", rest, count=2)
+        assert changes == 2
+        self._file.write_text(head + service + limited)
+        # Without the capability to raise them, podman's own limits, which are higher, cannot be set. In a test of its
+        # own file, so that nothing of this machine's settings counts.
+        containers_conf = directory / "containers.conf"
+        containers_conf.write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n')
+        os.environ["CONTAINERS_CONF"] = str(containers_conf)
+
+    def up(self) -> None:
+        self._compose("up", "--detach")
+
+    def down(self) -> None:
+        """Print the logs, which pytest shows for a failure, and remove everything."""
+        for service in ("broker", "coordinator", *DEVICES):
+            done = subprocess.run(
+                ["podman", "logs", "--tail", "25", self.container(service)], capture_output=True, text=True
+            )
+            print(f"--- {service}\n{done.stdout}{done.stderr}")
+        self._compose("down", "--volumes", "--timeout", "5")
+
+    def _compose(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "podman_compose", "-f", str(self._file), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def container(self, service: str) -> str:
+        return f"talaria-{NAME}_{service}_1"
+
+    def exec(self, service: str, *command: str, check: bool = True) -> str:
+        return podman("exec", self.container(service), *command, check=check)
+
+    def state(self, service: str) -> dict[str, Any]:
+        """Podman's: Status, ExitCode, Pid, ..."""
+        (found,) = json.loads(podman("inspect", self.container(service)))
+        state = found["State"]
+        assert isinstance(state, dict)
+        return state
+
+    def volume(self, service: str) -> Path:
+        """Where the state of a service lies on this machine."""
+        return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", f"talaria-{NAME}_{service}"))
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Every closed round so far."""
+        path = self.volume("coordinator") / "run" / "journal.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def until(self, what: str, found: Callable[[], T], limit_s: float = 300) -> T:
+        """Look twice a second until something is found: containers tell no events that outlive the broker."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            if value := found():
+                return value
+            time.sleep(0.5)
+        raise AssertionError(f"{what} did not come within {limit_s:.0f} s")
