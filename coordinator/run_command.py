@@ -28,6 +28,7 @@ from shared.logs import LogFormat, logged
 from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
 from shared.settings import load_run_config
+from shared.supervisor import keep_posted
 
 STOPPED = 130
 KEPT_BYTES = 256 << 20
@@ -116,6 +117,8 @@ async def _serve(settings: RunConfig, directory: Path, on_event: OnEvent) -> Non
         def open_link(client_id: str, will: Will | None) -> Link:
             return MqttLink(broker, client_id, will)
 
+        posting = asyncio.create_task(keep_posted(lambda: f"the run in {directory}"))
+        stack.callback(posting.cancel)
         await Coordinator(settings, open_link, run_dir=directory, on_event=on_event).run()
 
 

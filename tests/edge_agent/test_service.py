@@ -78,6 +78,17 @@ def test_systemd_takes_the_units_and_finds_little_exposed(tmp_path: Path, wakes_
     assert done.returncode == 0, done.stdout
 
 
+@SYSTEMD
+def test_the_coordinators_unit_is_as_closed(tmp_path: Path) -> None:
+    unit = tmp_path / "talaria-coordinator.service"
+    text = (Path(service_command.__file__).parents[1] / "coordinator" / unit.name).read_text()
+    unit.write_text(text.replace("/opt/talaria/current/bin/talaria-coordinator", "/bin/true"))
+    for command in ("verify",), ("security", "--offline=true", "--threshold=20"):
+        done = subprocess.run(["systemd-analyze", *command, unit], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert str(unit) not in done.stderr, done.stderr
+
+
 def test_every_profile_leaves_the_system_a_tenth_and_its_trainer_what_it_may_take() -> None:
     for name in profile_names():
         profile = load_profile(name)
