@@ -8,13 +8,13 @@ started some rounds ago; `coordinator.staleness` says what it then counts.
 from collections.abc import Iterable
 
 from coordinator.cohort import Needs
-from coordinator.engine import COLLECTING, FINISHED, GATHERING, PERSONALIZING, RoundEngine
-from coordinator.events import AskDevices, CloseRound, Snapshot
+from coordinator.events import AskDevices, CloseRound, Phase, Snapshot
+from coordinator.rounds import Rounds
 from coordinator.transitions import Transition
 from shared.config_rounds import RoundSettings
 
 
-class BufferedEngine(RoundEngine):
+class BufferedEngine(Rounds):
     """One run's rounds, buffered. What differs from synchronous ones:
 
     The cohort is who is at work, at most `cohort` devices at any time (the paper's concurrency). Each has `deadline_s`
@@ -80,8 +80,11 @@ class BufferedEngine(RoundEngine):
     def _arrived(self) -> int:
         return len(self._buffer) if self._training else super()._arrived()
 
-    def _missing(self, now: float) -> set[str]:
-        return self._busy(now) | self._candidates(now) if self._training else super()._missing(now)
+    def _awaited(self, now: float) -> set[str]:
+        return self._able(now)
+
+    def _able(self, now: float) -> set[str]:
+        return self._busy(now) | self._candidates(now)
 
     def _candidates(self, now: float) -> set[str]:
         return super()._candidates(now) - self._busy(now)
@@ -91,10 +94,6 @@ class BufferedEngine(RoundEngine):
         return None if limit is None else max(0, limit - len(self._busy(now)))
 
     # --- guards and actions of the table ----------------------------------------------------------------------------
-
-    def _ready(self, now: float) -> bool:
-        able = self._missing(now)
-        return bool(able) and len(able | self.answered() | self._roster.barred()) >= self._settings.min_devices
 
     def _idle(self, now: float) -> bool:
         return bool(self._candidates(now)) and self._room(now) != 0
@@ -127,6 +126,7 @@ class BufferedEngine(RoundEngine):
         self._due = dict.fromkeys(self._asked, now + self._settings.deadline_s)
 
 
+GATHERING, COLLECTING, PERSONALIZING, FINISHED = Phase
 B = BufferedEngine
 BufferedEngine.transitions = (
     Transition(GATHERING, "all rounds are closed", B._all_closed, PERSONALIZING, B._personalize),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from coordinator.board import Board, Order
 from coordinator.checkpoints import Checkpoint, RunDirectory
 from coordinator.chronicle import Chronicle
-from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
     AskDevices,
@@ -29,6 +28,7 @@ from coordinator.inbox import Arrived, Inbox, Job, Told
 from coordinator.journal import Line
 from coordinator.payloads import Payloads
 from coordinator.quarantine import Quarantine
+from coordinator.rounds import Rounds
 from coordinator.uploads import UploadDesk
 from shared.config import RunConfig
 from shared.errors import RefusedUpdate
@@ -53,7 +53,7 @@ class Conductor:
         self,
         *,
         config: RunConfig,
-        engine: RoundEngine,
+        engine: Rounds,
         directory: RunDirectory,
         ledger: "Ledger",
         fleet: Fleet,

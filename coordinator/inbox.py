@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coordinator.chronicle import Chronicle
-from coordinator.engine import RoundEngine
 from coordinator.events import Action, DeviceAsleep, DeviceFailed, DeviceOffline, Event, Verdict
 from coordinator.fleet import Fleet
+from coordinator.rounds import Rounds
 from coordinator.uploads import Grants, UploadDesk
 from shared.chunks import Assembly
 from shared.codec import decode_presence, decode_uplink, decode_vitals
@@ -60,7 +60,7 @@ class Inbox:
         self,
         *,
         topics: Topics,
-        engine: RoundEngine,
+        engine: Rounds,
         fleet: Fleet,
         chronicle: Chronicle,
         answer: Callable[[str, Downlink], None],

@@ -1,8 +1,8 @@
 """The history of a run: one JSON line per closed round, and one for the personalization. Append-only, never twice.
 
 {"event": "round", "round", "attempts", "cohort": [device], "accepted": [{"device", "start", "staleness", "examples",
- "weight", "bytes", "encoding", "kept", "norm", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}], "failed": [...],
- "wall_s", "bytes_down", "bytes_up", "payload_bytes", "digest"}
+ "weight", "bytes", "encoding", "kept", "norm", "metrics"}], "evaluation", "rejected": [{"device", "code", "reason"}],
+ "failed": [...], "wall_s", "bytes_down", "bytes_up", "payload_bytes", "digest"}
 {"event": "personalized", "round", "devices": [{"device", "examples", "metrics"}], "absent": [device], "evaluation",
  "rejected": [...], "failed": [...], "wall_s", "digest"}
 

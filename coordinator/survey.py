@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from coordinator.board import Board
-from coordinator.engine import RoundEngine
 from coordinator.fleet import Fleet, Twin
+from coordinator.rounds import Rounds
 from coordinator.uploads import UploadDesk
 from shared.errors import StateError
 from shared.files import atomic_write
@@ -90,7 +90,7 @@ SURVEY = TypeAdapter(Survey)
 
 
 def survey(
-    engine: RoundEngine, fleet: Fleet, desk: UploadDesk | None, board: Board, *, jobs: int, now: float, wall: float
+    engine: Rounds, fleet: Fleet, desk: UploadDesk | None, board: Board, *, jobs: int, now: float, wall: float
 ) -> Survey:
     """How things stand. `now`: of the clock that the twins know; `wall`: the same moment since 1970."""
     return Survey(

@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator.checkpoints import RunDirectory, RunRecord
 from coordinator.cohort import Needs, unfit
-from coordinator.engine import SECOND_CHANCES
+from coordinator.facts import SECOND_CHANCES
 from coordinator.preparation import InProcess, make_definition
 from coordinator.server import Coordinator
 from edge_agent.agent import Agent

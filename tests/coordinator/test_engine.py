@@ -8,6 +8,7 @@ from coordinator.events import (
     AbandonRound,
     CloseRound,
     Command,
+    DeviceAsleep,
     DeviceFailed,
     DeviceOffline,
     DeviceOnline,
@@ -15,6 +16,8 @@ from coordinator.events import (
     OpenPersonalization,
     OpenRound,
     Phase,
+    Quarantined,
+    Released,
     Reported,
     Snapshot,
     Tick,
@@ -100,6 +103,67 @@ def test_who_drops_off_is_not_waited_for_but_may_still_answer() -> None:
     assert rounds.handle(DeviceOffline("c"), 2) == []
     assert answer(rounds, "c", now=3) == []
     assert rounds.handle(DeviceOffline("d"), 4) == [CloseRound(1, 1), OpenPersonalization(2)]
+
+
+def test_enough_answers_close_the_round_and_who_is_slower_is_stale() -> None:
+    rounds = engine(count=2, cohort=4, enough=3, min_devices=4)
+    online(rounds, "a", "b", "c", "slow")
+    assert answer(rounds, "a", "b") == []
+    assert answer(rounds, "c") == [CloseRound(1, 1), OpenRound(2, 1, ("a", "b", "c", "slow"))]
+    assert rounds.judge("slow", "run", 1) is Verdict.STALE
+    assert rounds.wanted("slow") == "train"
+
+
+def test_who_sleeps_is_waited_for_if_it_means_to_be_back_before_the_deadline() -> None:
+    rounds = engine(min_devices=3)
+    online(rounds, "a", "b", "c")
+    assert rounds.handle(DeviceAsleep("c", 90), 5) == []
+    assert rounds.wanted("c") == "train"
+    assert answer(rounds, "a", "b", now=10) == []  # c is waited for
+    assert rounds.handle(DeviceAsleep("c", 91), 20) == [CloseRound(1, 1), OpenPersonalization(2)]
+
+
+def test_who_sleeps_is_asked_and_finds_its_task_when_it_is_back() -> None:
+    rounds = engine(count=2)
+    online(rounds, "a", "b")
+    rounds.handle(DeviceAsleep("b", 60), 1)
+    answer(rounds, "a", now=2)
+    assert answer(rounds, "b", now=61) == [CloseRound(1, 1), OpenRound(2, 1, ("a", "b"))]  # it sleeps on till 61
+    rounds.handle(DeviceAsleep("b", 60), 62)
+    rounds.handle(Tick(), 161)  # without a quorum: asked again, but b has overslept
+    assert rounds.cohort == ("a",) or rounds.phase is Phase.GATHERING
+    assert online(rounds, "b", now=170) in ([], [OpenRound(2, 2, ("a", "b"))])
+    assert rounds.wanted("b") == "train"
+
+
+def test_of_a_sleeper_that_was_never_seen_awake_nothing_is_expected() -> None:
+    rounds = engine()
+    assert rounds.handle(DeviceAsleep("x", 1), 0) == []
+    assert online(rounds, "a") == []
+    assert online(rounds, "b") == [OpenRound(1, 1, ("a", "b"))]
+
+
+def test_who_is_in_quarantine_is_neither_asked_nor_waited_for_nor_heard() -> None:
+    rounds = engine(min_devices=3)
+    online(rounds, "a", "b", "c")
+    answer(rounds, "a")
+    assert rounds.handle(Quarantined("c"), 2) == []
+    assert rounds.judge("c", "run", 1) is Verdict.QUARANTINED
+    assert rounds.wanted("c") is None
+    rounds.handle(Quarantined("a"), 2)
+    assert rounds.judge("a", "run", 1) is Verdict.DUPLICATE  # what was promised stands
+    assert answer(rounds, "b")[0] == CloseRound(1, 1)
+    assert rounds.handle(Reported("b", 2), 3) == [Finish(("b",), (), ("a", "c"))]
+
+
+def test_who_is_released_is_asked_again() -> None:
+    rounds = engine(count=2)
+    online(rounds, "a", "b")
+    rounds.handle(Quarantined("b"), 1)
+    assert rounds.phase is Phase.COLLECTING
+    rounds.handle(Released("b"), 2)
+    assert rounds.wanted("b") == "train"
+    assert answer(rounds, "a", "b")[0] == CloseRound(1, 1)
 
 
 def test_who_returns_gets_its_task_again() -> None:

@@ -9,6 +9,7 @@ from coordinator.events import (
     AbandonRound,
     CloseRound,
     Command,
+    DeviceAsleep,
     DeviceFailed,
     DeviceOffline,
     DeviceOnline,
@@ -17,6 +18,8 @@ from coordinator.events import (
     OpenPersonalization,
     OpenRound,
     Phase,
+    Quarantined,
+    Released,
     Reported,
     Tick,
     UpdateAccepted,
@@ -35,13 +38,15 @@ class AnyOrder(RuleBasedStateMachine):
         quorum=st.integers(1, 3),
         cohort=st.none() | st.integers(3, 4),
         extra=st.integers(0, 1),
+        enough=st.none() | st.just(3),
         seed=st.integers(0, 9),
     )
-    def start(self, count: int, quorum: int, cohort: int | None, extra: int, seed: int) -> None:
+    def start(self, count: int, quorum: int, cohort: int | None, extra: int, enough: int | None, seed: int) -> None:
         self.settings = RoundSettings(
             count=count,
             quorum=quorum,
             cohort=cohort,
+            enough=enough,
             min_devices=quorum + extra,
             deadline_s=10,
             personalize_deadline_s=10,
@@ -51,6 +56,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.now = 0.0
         self.online: set[str] = set()
         self.able: set[str] = set()
+        self.quarantined: set[str] = set()
         self.opened: list[OpenRound] = []
         self.closed: list[int] = []
         self.counted: dict[int, list[str]] = {}
@@ -71,6 +77,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert attempt == len(before) + 1
                 assert cohort
                 assert set(cohort) <= self.online
+                assert not set(cohort) & self.quarantined
                 assert not set(cohort) & set(self.counted.get(number, ()))
                 assert self.settings.cohort is None or len(cohort) <= self.settings.cohort
                 assert len(set(cohort) | set(self.counted.get(number, ()))) >= self.settings.quorum
@@ -79,7 +86,7 @@ class AnyOrder(RuleBasedStateMachine):
             case CloseRound(number, attempts):
                 assert number == len(self.closed) + 1
                 assert attempts == self.opened[-1].attempt
-                assert len(self.counted[number]) >= self.settings.quorum
+                assert self.settings.quorum <= len(self.counted[number]) <= (self.settings.enough or len(DEVICES))
                 self.closed.append(number)
             case AbandonRound(number, attempt, _):
                 assert (number, attempt) == (self.opened[-1].number, self.opened[-1].attempt)
@@ -92,7 +99,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert len({*reported, *failed, *absent}) == len(reported) + len(failed) + len(absent)
                 assert set(reported) == set(self.counted.get(self.settings.count + 1, ()))
                 assert {*reported, *failed, *absent} >= self.able
-                assert not absent or self.now >= self.ends, "it did not wait for everybody"
+                assert not set(absent) - self.quarantined or self.now >= self.ends, "it did not wait for everybody"
                 self.finished = True
 
     @rule(name=device, able=st.booleans())
@@ -107,6 +114,23 @@ class AnyOrder(RuleBasedStateMachine):
         self.online.discard(name)
         self.send(DeviceOffline(name))
 
+    @rule(name=device, seconds=st.sampled_from([1.0, 9.0, 30.0]))
+    def sleeps(self, name: str, seconds: float) -> None:
+        """It counts as there: only the engine knows how long it can wait."""
+        if name in self.able:
+            self.online.add(name)
+        self.send(DeviceAsleep(name, seconds))
+
+    @rule(name=device)
+    def is_quarantined(self, name: str) -> None:
+        self.quarantined.add(name)
+        self.send(Quarantined(name))
+
+    @rule(name=device)
+    def is_released(self, name: str) -> None:
+        self.quarantined.discard(name)
+        self.send(Released(name))
+
     @rule(name=device, back=st.integers(-1, 1))
     def answers(self, name: str, back: int) -> None:
         """As the shell does it: judged first, told only when it is welcome."""
@@ -117,6 +141,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert name in self.counted[number]
         if verdict is Verdict.WELCOME:
             assert number == self.engine.round
+            assert name not in self.quarantined
             assert personalizing or name in self.asked[number]
             assert name not in self.counted.get(number, ())
             self.counted.setdefault(number, []).append(name)
@@ -142,6 +167,8 @@ class AnyOrder(RuleBasedStateMachine):
         assert fresh.answered() == set(answered)
         self.engine = fresh
         self.ends = self.now + self.settings.personalize_deadline_s
+        for name in sorted(self.quarantined):
+            self.send(Quarantined(name))
         for name in DEVICES:  # presence is retained
             able = name in self.able
             self.send(
@@ -153,6 +180,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def only_asked_devices_have_work(self) -> None:
         for name in DEVICES:
+            assert name not in self.quarantined or self.engine.wanted(name) is None
             match self.engine.wanted(name):
                 case "train":
                     assert name in self.asked[self.engine.round]
@@ -175,6 +203,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         for name in DEVICES:
+            self.is_released(name)
             self.comes(name, True)
         for _ in range(self.settings.count + 1):
             for _ in range(3):

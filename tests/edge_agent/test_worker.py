@@ -498,6 +498,28 @@ def test_the_deadline_ends_the_training(make_job: MakeJob) -> None:
         run_job(make_job(deadline_s=0.001))
 
 
+# --- partial work ---------------------------------------------------------------------------------------------------
+
+
+def test_who_runs_short_of_time_uploads_the_steps_that_were_done(make_job: MakeJob) -> None:
+    """Of 50 epochs of one batch the first: what a job of one epoch uploads, bit for bit, and weighs."""
+    few = DataSettings(partition=PartitionSettings(kind="iid", devices=100, index=3))
+    short = make_job(deadline_s=60.0, epochs=50, data=few).model_copy(update={"reserve_s": 60.0})
+    outcome, whole = run_job(short), make_job(epochs=1, data=few)
+    assert "work_done" not in run_job(whole).metrics
+    assert outcome.metrics["work_done"] == 1 / 50
+    part, full = payload(short.out / UPDATE), payload(whole.out / UPDATE)
+    assert (part.header.examples, part.header.weight) == (full.header.examples, full.header.weight)
+    for name, array in full.subnet.tensors.items():
+        np.testing.assert_array_equal(part.subnet.tensors[name], array)
+
+
+def test_where_a_part_is_no_update_the_reserve_is_no_reason_to_stop(make_job: MakeJob) -> None:
+    job = make_job("ditto", deadline_s=60.0, epochs=1).model_copy(update={"reserve_s": 60.0})
+    assert "work_done" not in run_job(job).metrics
+    assert attempt(make_job("ditto", deadline_s=0.001)).code == "out_of_time"
+
+
 # --- how failures are told -------------------------------------------------------------------------------------------
 
 
