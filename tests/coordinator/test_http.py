@@ -76,6 +76,15 @@ async def test_who_says_nothing_is_hung_up_on_and_makes_room(port: int) -> None:
         writer.close()
 
 
+async def test_one_too_many_is_sent_away_at_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PATIENCE_S", 60.0)
+    silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CONNECTIONS)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    for each in (writer, *(writer for _, writer in silent)):
+        each.close()
+
+
 async def test_who_does_not_read_is_hung_up_on(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(b"GET /big HTTP/1.1\r\n\r\n")
