@@ -30,7 +30,7 @@ log_type warning
 
 SECURED = (
     """\
-# Mosquitto 2 for fleet {fleet}, made by `talaria-coordinator enrol`, which writes it anew: include it in your own.
+# Mosquitto 2 for fleet {fleet}, made by `talaria-coordinator enrol`, which writes it anew: all that Mosquitto needs.
 # SIGHUP makes it read crl.pem, acl and its certificate again; nobody is disconnected by that.
 listener {port}
 cafile {folder}/ca.pem

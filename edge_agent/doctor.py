@@ -17,6 +17,7 @@ from typing import Literal
 import click
 
 from edge_agent import health
+from edge_agent.proofs import look_at_proofs, running
 from edge_agent.proposal import Machine, look, misfits, missing_providers, propose
 from shared.config import AgentConfig
 from shared.errors import ConfigError, LinkError
@@ -75,6 +76,8 @@ def examine(config: AgentConfig, timeout_s: float, root: Path = Path("/")) -> It
     yield state(config.state_dir)
     verdict = health.judge(found.reading, profile)
     yield Finding("health", "ok" if verdict.ok else "warning", verdict.reason or "may train now")
+    for status, detail in look_at_proofs(config):
+        yield Finding("proofs", status, detail)
     yield asyncio.run(broker(config, profile, timeout_s))
     runtime = package("onnxruntime", needed=False)
     yield runtime
@@ -139,6 +142,8 @@ def state(directory: Path) -> Finding:
 async def broker(config: AgentConfig, profile: Profile, timeout_s: float) -> Finding:
     """Whether the broker takes us, and packets that can carry a payload."""
     url = config.broker.url
+    if config.broker.cert_file is not None and running(config.state_dir):
+        return Finding("broker", "ok", f"{url} is not tried: the running agent has our place there")
     link = MqttLink(config.broker, f"{config.fleet}-{config.device}-doctor")
     try:
         async with asyncio.timeout(timeout_s):

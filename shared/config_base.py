@@ -87,12 +87,17 @@ class BrokerSettings(Settings):
             raise ValueError("password_file needs username")
         if not self.url.startswith("mqtts:") and (self.ca_file or self.cert_file):
             raise ValueError("certificates need an mqtts:// url")
-        if self.url.startswith("mqtt:") and not self.plaintext and not loopback(urlsplit(self.url).hostname or ""):
+        if self.url.startswith("mqtt:") and not self.plaintext and not loopback(served_host(self.url)):
             raise ValueError(
                 f"{self.url!r} leaves this machine in the clear: use mqtts:// (`talaria-coordinator enrol` makes what "
                 "it needs), or set broker.plaintext = true where you trust everybody on the way"
             )
         return self
+
+
+def served_host(url: str) -> str:
+    """The host of a broker's url; empty where it has none."""
+    return urlsplit(url).hostname or ""
 
 
 def loopback(host: str) -> bool:
