@@ -24,7 +24,7 @@ DEFAULTS = (
     'fleet.profiles=["container"]',
     "rounds.count=6",
     "rounds.deadline_s=20",
-    "rounds.personalize_deadline_s=60",
+    "rounds.personalize_deadline_s=300",
     "transfer.stall_s=2",
     "broker.keepalive_s=5",
 )
