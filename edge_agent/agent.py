@@ -201,7 +201,8 @@ class Agent:
                 self._bench.take_chunk(message.digest, message.index, message.data)
             else:
                 if isinstance(message, Receipt) and not message.accepted:
-                    log.warning("round %d was refused: %s %s", message.round, message.code, message.reason)
+                    known = {"run": message.run, "round": message.round}
+                    log.warning("round %d was refused: %s %s", message.round, message.code, message.reason, extra=known)
                 self._tell(message)
         else:
             self._bench.take_chunk(*self._topics.chunk_index(topic), payload)
@@ -231,7 +232,9 @@ class Agent:
             case Announce():
                 self._voice.announce()
             case Fetch(task):
-                log.info("run %s, round %d: %s, %d bytes", task.run, task.round, task.action, task.payload.size)
+                known = {"run": task.run, "round": task.round}
+                size = task.payload.size
+                log.info("run %s, round %d: %s, %d bytes", task.run, task.round, task.action, size, extra=known)
                 verdict = self._gate.afford(self._bench.lacking(task))
                 if verdict.ok:
                     self._bench.fetch(task)
@@ -285,7 +288,6 @@ class Agent:
                 break
             await asyncio.sleep(min(left, stall_s))  # what it waits for may change meanwhile
         self.asleep_s = None if every_s is None else rest.sleep_s(every_s, time.monotonic() - self._began)
-        log.info("nothing to do: %s", "done" if self.asleep_s is None else f"asleep for {self.asleep_s:.0f} s")
 
     async def _watch_stalls(self) -> None:
         """An answer is said again when nothing has moved on the link, either way, for `stall_s`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from shared.settings import load_agent_config
 
 KEPT_BYTES = 16 << 20
 """Of the memory that transfers free: enough for the chunks that are under way."""
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -77,6 +80,8 @@ async def _serve(config: AgentConfig, *, once: bool, until_idle: bool) -> None:
     async with supervised(config.state_dir, facts):
         while not stopped.is_set():
             await agent.run()
+            if agent.asleep_s is not None:
+                log.info("nothing to do: asleep for %.0f s", agent.asleep_s)
             if agent.asleep_s is None or until_idle:
                 return
             asleep = True
