@@ -110,7 +110,7 @@ class Workbench:
             if me.cancelling():
                 return
             if not isinstance(error, TalariaError | OSError):
-                log.exception("round %d failed", key.round)
+                log.exception("round %d failed", key.round, extra={"run": key.run, "round": key.round})
             code = error.code if isinstance(error, TalariaError) else "agent"
             self._tell(Failed(key, code, f"{type(error).__name__}: {error}"))
         finally:
@@ -191,7 +191,8 @@ class Workbench:
             self._tell(Failed(Key.of(task), outcome.code, outcome.reason))
             return
         took = time.monotonic() - started
-        log.info("round %d: %s done in %.1f s, encoded as %s", task.round, task.action, took, outcome.encoding)
+        known = {"run": task.run, "round": task.round}
+        log.info("round %d: %s done in %.1f s, as %s", task.round, task.action, took, outcome.encoding, extra=known)
         answer = await self._answer(job, outcome)
         settled = await asyncio.to_thread(settle, job.out)
         # From here to the end nothing is awaited: what is on the disk is always told.
