@@ -40,6 +40,9 @@ def main() -> None:
     except TalariaError as error:
         click.echo(f"talaria-agent: {error}", err=True)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # no room on the disk, or no permission
+        click.echo(f"talaria-agent: {error}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

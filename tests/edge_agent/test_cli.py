@@ -88,3 +88,16 @@ async def _presence(link: MqttLink) -> Presence:
         event = await link.receive()
         if isinstance(event, Received):
             return decode_presence(event.payload)
+
+
+def test_a_full_disk_is_told_without_a_traceback(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*AGENT, "run", "--set", "device=phone", "--set", f"state_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert done.returncode == 1
+    assert "talaria-agent: [Errno 27] File too large" in done.stderr
+    assert "Traceback" not in done.stderr
