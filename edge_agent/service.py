@@ -141,9 +141,7 @@ def units(config: AgentConfig, profile: Profile, layout: Layout) -> dict[str, st
     credentials = ""
     for setting, path in secrets(config):
         command += ["--set", f"{setting}=%d/{setting}"]
-        credentials += f"LoadCredential={setting}:{path}\n".replace(
-            "%", "%%"
-        )  # else systemd fills in what it stands for
+        credentials += f"LoadCredential={setting}:{str(path).replace('%', '%%')}\n"  # % is systemd's own mark
     if config.wakes_every_s is not None:
         command.append("--until-idle")
     service = SERVICE.format(
