@@ -57,7 +57,8 @@ async def simulate(config: RunConfig, directory: Path, work: Work, on_event: OnE
     limits = {"train": config.rounds.deadline_s, "personalize": config.rounds.personalize_deadline_s}
 
     async def work_in_time(job: Job) -> Outcome:
-        return await work(job.model_copy(update={"deadline_s": limits[job.task.action]}))
+        # and no reserve, which was taken of a fleet's deadline: what is sent arrives at once
+        return await work(job.model_copy(update={"deadline_s": limits[job.task.action], "reserve_s": 0.0}))
 
     broker, prepare = MemoryBroker(), InProcess if export else WithoutTemplate
     with not_waiting_for_the_disk():
