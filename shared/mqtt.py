@@ -181,9 +181,7 @@ class MqttLink:
     async def _connect_once(self) -> str:
         """Why there is no connection, or no longer."""
         url = self._settings.url
-        connection = Connection(
-            self._settings, self._client_id, self._will, self._versions[0], self, lasting=self._lasting
-        )
+        connection = Connection(self._settings, self._client_id, self._will, self._versions[0], self, self._lasting)
         try:
             await connection.open(CONNECT_S if self._agreed or self._versions[0] == 4 else UNKNOWN_VERSION_S)
             return await self._watch(connection)

@@ -47,8 +47,7 @@ class Connection:
         will: Will | None,
         version: Version,
         owner: "Owner[Connection]",
-        *,
-        lasting: bool = True,
+        lasting: bool,
     ) -> None:
         """`lasting`: whether the broker keeps the session, and what comes for it, beyond the connection."""
         self._loop = asyncio.get_running_loop()

@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import pytest
+from pydantic import ValidationError
 
 from coordinator import http
 from coordinator.broker import free_port
 from coordinator.http import CONNECTIONS, LARGEST_REQUEST, Page, WebServer
+from shared.config import RunSettings
 from shared.errors import ConfigError
 
 BIG = bytes(32 << 20)
@@ -109,3 +111,16 @@ async def test_addresses(port: int) -> None:
             pass
     async with WebServer(f"[::1]:{free_port()}", {}):
         pass
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", ":9464", "localhost:0", "a:99999", "http://a:1", "me@a:1", "a:1/x", "a:x"]
+)
+def test_a_wrong_address_is_named(address: str) -> None:
+    with pytest.raises(ValidationError, match=r"is not host:port: for example 127\.0\.0\.1:9464"):
+        RunSettings(http=address)
+
+
+def test_right_addresses() -> None:
+    for address in ("127.0.0.1:9464", "[::1]:9464", "0.0.0.0:80", "coordinator.lan:9464"):
+        assert RunSettings(http=address).http == address
