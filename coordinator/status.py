@@ -11,7 +11,8 @@ from coordinator.quarantine import Ward
 
 def status_of(directory: RunDirectory) -> dict[str, Any]:
     """run, phase, round (open or next), rounds, attempt, cohort, accepted (devices of this round), reported,
-    quarantined (device -> coordinator.quarantine.Entry), history (lines of the journal). StateError if the folder holds no run."""
+    quarantined (device -> coordinator.quarantine.Entry), history (lines of the journal).
+    StateError if the folder holds no run."""
     record, checkpoint = directory.record(), directory.peek()
     phase = checkpoint.engine.phase if checkpoint else Phase.GATHERING
     number = checkpoint.round if checkpoint else 1
