@@ -46,8 +46,8 @@ def untrusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> 
             "or make another with talaria-coordinator enrol --host"
         )
     else:
-        authority = settings.ca_file or "no authority that this machine knows"
-        reason = f"{authority} did not sign it ({error.verify_message}); check broker.ca_file"
+        authority = settings.ca_file or "what this machine knows"
+        reason = f"{authority} does not vouch for it ({error.verify_message}); check broker.ca_file"
     return f"the certificate of {settings.url} cannot be trusted: {reason}"
 
 

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 from brokers import event, message, online
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from fortress import HOSTS, TOPICS, Fortress
 
 from coordinator.acl import Role
 from coordinator.authority import Authority
-from coordinator.certificates import LEEWAY, Pair, make_authority, make_client, make_crl, make_server
+from coordinator.certificates import LEEWAY, Pair, _issue, make_authority, make_client, make_crl, make_server
 from shared.credentials import PASSING
 from shared.errors import LinkError
 from shared.link import Disconnected, Received
 
 NOW = datetime.now(UTC)
+CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 async def why_not(link) -> str:
@@ -220,7 +222,7 @@ async def test_a_broker_of_another_authority_is_not_believed(keys, link, imposto
     pair = make_server(make_authority("plant", NOW), HOSTS, 30, NOW)
     url = f"mqtts://localhost:{await impostor(pair)}"
     told = await refused_for_good(await link(keys.settings("kitchen", url=url)))
-    assert "did not sign it" in told
+    assert "does not vouch for it (unable to get local issuer" in told
     assert "check broker.ca_file" in told
 
 
@@ -234,9 +236,17 @@ async def test_a_broker_of_another_name_is_not_believed(keys, link, impostor):
 
 async def test_a_device_cannot_pose_as_the_broker(keys, link, impostor):
     """Not even with a certificate for the broker's name: what devices have is for clients alone."""
-    pair = make_client(keys.authority_pair, "localhost", 30, NOW)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    pair = _issue(keys.authority_pair, "kitchen", CLIENT, names, 30, NOW)
     url = f"mqtts://localhost:{await impostor(pair)}"
-    assert "cannot be trusted" in await refused_for_good(await link(keys.settings("kitchen", url=url)))
+    assert "purpose" in await refused_for_good(await link(keys.settings("kitchen", url=url)))
+    genuine = certificate(keys.folder / "devices/kitchen/kitchen.pem")
+    usage = genuine.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(usage) == [CLIENT], "as in every device's"
+
+
+def certificate(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,20 @@
 
 import asyncio
 import logging
+from typing import Any
 
-from brokers import event, online
+from brokers import Peer, event, online
 from fortress import TOPICS
 
+from coordinator.chronicle import Chronicle
+from coordinator.engine import RoundEngine
 from coordinator.fleet import Fleet
-from shared.link import Connected, Disconnected
+from coordinator.inbox import Inbox
+from shared.codec import encode_message
+from shared.config_base import BrokerSettings
+from shared.config_rounds import RoundSettings
+from shared.link import Connected, Disconnected, Received
+from shared.messages import Presence
 from shared.mqtt_patience import FIRST_TRUCE_S, LONGEST_DELAY_S, LONGEST_TRUCE_S, SUSPICIOUS, Patience
 
 
@@ -39,10 +47,6 @@ async def test_two_with_one_certificate_slow_down_and_say_what_is_wrong(fortress
 
 async def test_who_is_told_that_it_was_taken_over_leaves_the_place_for_a_while(tmp_path, link, caplog):
     """DISCONNECT with reason 0x8e, as other brokers send it."""
-    from brokers import Peer
-
-    from shared.config_base import BrokerSettings
-
     greeted: list[float] = []
     loop = asyncio.get_running_loop()
 
@@ -88,12 +92,31 @@ def test_no_device_waits_longer_because_of_a_suspicion():
     assert patience.suspicion
 
 
-def test_fleet_still_ignores_the_older_start():
-    """The warning beside it is the inbox's; what counts stays the newest start."""
-    from shared.messages import Presence
-
+async def test_the_coordinator_sees_two_agents_of_one_name_and_says_so_once():
+    told: list[dict[str, Any]] = []
     fleet = Fleet()
-    assert fleet.presence("kitchen", Presence(online=True, epoch=9), 0.0) is not None
-    assert fleet.presence("kitchen", Presence(online=True, epoch=5), 1.0) is None
-    assert fleet["kitchen"].epoch == 9
-    assert TOPICS.presence("kitchen")
+    jobs: asyncio.Queue[Any] = asyncio.Queue()
+    inbox = Inbox(
+        topics=TOPICS,
+        engine=RoundEngine("run", RoundSettings()),
+        fleet=fleet,
+        chronicle=Chronicle(told.append, fleet, lambda: 0.0),
+        answer=lambda device, message: None,
+        supply=lambda device, want: None,
+        spawn=lambda job: None,
+        jobs=jobs,
+        clock=lambda: 0.0,
+    )
+
+    def hear(device: str, epoch: int, *, online: bool = True) -> None:
+        inbox.receive(Received(TOPICS.presence(device), encode_message(Presence(online=online, epoch=epoch))))
+
+    for epoch in (4, 5, 5, 6):
+        hear("hall", epoch)
+    hear("hall", 4, online=False)  # a death that the broker tells late is nothing odd
+    assert not [event for event in told if event["event"] == "warning"]
+    for epoch in (9, 5, 9, 5, 9, 5):
+        hear("kitchen", epoch)
+    (warning,) = [event for event in told if event["event"] == "warning"]
+    assert "device kitchen: start 5 came after start 9: two agents use its name" in warning["text"]
+    assert fleet["kitchen"].epoch == 9, "the newest start counts"
