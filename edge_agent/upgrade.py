@@ -103,9 +103,7 @@ def _build(target: Path, current: Path, wheel: Path) -> None:
     shutil.copytree(current, target, symlinks=True, copy_function=os.link)
     python = target / "bin/python3"
     extras = "[train,infer]" if _runs(python, "import importlib.util as u; assert u.find_spec('torch')") else "[infer]"
-    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--force-reinstall", "--no-deps"]
-    _python(python, *pip, str(wheel))
-    _python(python, *(part for part in pip if part not in ("--force-reinstall", "--no-deps")), f"{wheel}{extras}")
+    _python(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel.absolute()}{extras}")
 
 
 def _compare(layout: Layout, current: Path, target: Path) -> None:
@@ -178,8 +176,8 @@ def _facts(layout: Layout) -> dict[str, Any]:
 
 
 def _python(python: Path, *arguments: str) -> str:
-    """What it prints; StateError with its last words where it fails."""
-    done = subprocess.run([str(python), *arguments], capture_output=True, text=True, check=False)
+    """What it prints; StateError with its last words where it fails. Isolated: the folder that we are in is not its."""
+    done = subprocess.run([str(python), "-I", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise StateError(f"{python} {' '.join(arguments[:3])}: {words[0]}")
@@ -187,4 +185,4 @@ def _python(python: Path, *arguments: str) -> str:
 
 
 def _runs(python: Path, code: str) -> bool:
-    return subprocess.run([str(python), "-c", code], capture_output=True, check=False).returncode == 0
+    return subprocess.run([str(python), "-I", "-c", code], capture_output=True, check=False).returncode == 0
