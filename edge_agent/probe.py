@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from shared.children import die_with
-from shared.errors import OutOfMemory
+from shared.errors import OutOfMemory, TalariaError
 
 WIDTHS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 """Shares of each layer's channels that are tried, the largest first."""
@@ -63,7 +63,7 @@ def _fits(rehearse: Callable[[float], object], width: float, reserve: int) -> bo
         except BaseException as error:
             if is_out_of_memory(error):
                 status = _TOO_LARGE
-            else:
+            elif not isinstance(error, TalariaError):  # which the job itself will tell, in a line
                 traceback.print_exc()
         finally:
             os._exit(status)
