@@ -6,6 +6,7 @@ fuzzer itself: the ordinary tests replay what it found.
 """
 
 import asyncio
+import atexit
 import hashlib
 import shutil
 import tempfile
@@ -268,7 +269,9 @@ def seals(data: bytes) -> None:
 def _folder() -> Path:
     """In memory where the machine has such a place."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="talaria-fuzz-", dir=memory if memory.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="talaria-fuzz-", dir=memory if memory.is_dir() else None))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _clean() -> Path:
