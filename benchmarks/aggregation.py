@@ -5,6 +5,9 @@ The bound is an in-place add of one dense model, made after each update. All tim
 core, so that other work on the machine does not show. Memory is that of a child process beyond its imports, in models:
 the sums, the previous global model and one mapped update.
 
+A second table has the rules of shared.robust, which read all updates again from one file when the round is closed: CPU
+seconds of a whole round, over those of the mean.
+
     python -m benchmarks.aggregation
 """
 
@@ -23,9 +26,11 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, peak_rss_mib, report
-from shared.aggregation import Overlap, Update, WeightedMean
+from shared.aggregation import Overlap, Rule, Update, WeightedMean
 from shared.channels import ChannelLayout
 from shared.codec import open_payload, write_payload
+from shared.config_rounds import AggregationSettings
+from shared.robust import rule_of
 from shared.tensors import Array, Masks, Subnet, Tensors
 
 LIMIT = 1 << 30
@@ -90,9 +95,11 @@ def cut(array: Array, layout: ChannelLayout, name: str, held: Masks) -> Array:
     return array
 
 
-def fold(paths: list[Path], updates: int, layout: ChannelLayout, previous: Tensors) -> Iterator[tuple[float, float]]:
+def fold(
+    paths: list[Path], updates: int, layout: ChannelLayout, previous: Tensors, rule: Rule = WeightedMean
+) -> Iterator[tuple[float, float]]:
     """Fold so many updates; for each, CPU seconds of opening and checking, and of adding."""
-    mean = WeightedMean(layout, overlap=Overlap.ANY)
+    mean = rule(layout, overlap=Overlap.ANY)
     for number in range(updates):
         started = time.process_time()
         with open_payload(paths[number % len(paths)], limit=LIMIT) as payload:
@@ -114,20 +121,44 @@ def bound(elements: int) -> Iterator[float]:
         yield time.process_time() - started
 
 
-def peak_models(folder: Path, updates: int, keep: float) -> float:
+def peak_models(folder: Path, updates: int, keep: float, rule: str = "mean") -> float:
     """Peak memory, beyond imports, of a process that folds so many updates; in models."""
-    command = [sys.executable, "-m", "benchmarks.aggregation", "--child", str(folder), str(updates), str(keep)]
+    command = [sys.executable, "-m", "benchmarks.aggregation", "--child", str(folder), str(updates), str(keep), rule]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def child(folder: Path, updates: int, keep: float) -> None:
+def child(folder: Path, updates: int, keep: float, rule: str) -> None:
     shapes, layout = resnet18()
     before = peak_rss_mib()
     previous = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     model = sum(array.nbytes for array in previous.values()) / 2**20
     paths = [folder / f"update-{keep}-{number}" for number in range(FILES)]
-    collections.deque(fold(paths, updates, layout, previous), maxlen=0)
+    collections.deque(fold(paths, updates, layout, previous, named(rule, folder)), maxlen=0)
     print((peak_rss_mib() - before) / model)
+
+
+def named(rule: str, folder: Path) -> Rule:
+    return rule_of(AggregationSettings.model_validate({"rule": rule}), folder)
+
+
+def rules(folder: Path, layout: ChannelLayout, previous: Tensors, updates: int) -> Iterator[dict[str, object]]:
+    """Whole rounds of each rule."""
+    plain = 0.0
+    for rule in ("mean", "trimmed-mean", "median", "clipped-mean"):
+        for keep in (1.0, 0.5):
+            paths = [folder / f"update-{keep}-{number}" for number in range(FILES)]
+            started = time.process_time()
+            collections.deque(fold(paths, updates, layout, previous, named(rule, folder)), maxlen=0)
+            took = time.process_time() - started
+            plain = took if (rule, keep) == ("mean", 1.0) else plain
+            yield {
+                "rule": rule,
+                "held": f"{keep:.0%}",
+                "updates": updates,
+                "round s": took,
+                "over the dense mean": took / plain,
+                "peak models": peak_models(folder, updates, keep, rule),
+            }
 
 
 def measure(directory: Path) -> None:
@@ -158,17 +189,18 @@ def measure(directory: Path) -> None:
                         "peak models": peak_models(folder, updates, keep),
                     }
                 )
-    report("aggregation", rows, directory=directory, elements=elements, tensors=len(shapes))
+        report("aggregation", rows, directory=directory, elements=elements, tensors=len(shapes))
+        report("aggregation_rules", list(rules(folder, layout, previous, 20)), directory=directory, elements=elements)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        folder, updates, keep = arguments.child
-        child(Path(folder), int(updates), float(keep))
+        folder, updates, keep, rule = arguments.child
+        child(Path(folder), int(updates), float(keep), rule)
     else:
         measure(arguments.results)
 

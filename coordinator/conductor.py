@@ -116,7 +116,7 @@ class Conductor:
                 event = await self._write_down(job)
             case _:
                 event = job
-        self._quarantine.follow(event)
+        self._quarantine.follow(event, len(self._engine.known))
         for change in self._quarantine.look():
             await self._apply(change)
         await self._apply(event)

@@ -124,13 +124,17 @@ class Quarantine:
             self._chronicle.tell("released", device=device)
         return [*map(Quarantined, entered), *map(Released, left)]
 
-    def follow(self, event: Event) -> None:
+    def follow(self, event: Event, known: int) -> None:
         """Something happened; where it was enough for a device, it is in the folder now. OSError where the disk
-        refuses."""
+        refuses.
+
+        known  devices of the run: never more than half of them are put there, for where most of them fail it is not
+               they (a model that has diverged, a full disk in an image that all of them share)
+        """
         match event:
             case UpdateAccepted(device) | Reported(device):
                 self._conduct.forgive(device)
             case DeviceFailed(device, _, code) if count := self._conduct.failed(device, code):
-                if device not in self.devices:
+                if device not in self.devices and 2 * (len(self.devices) + 1) <= known:
                     now = datetime.now(UTC).isoformat(timespec="seconds")
                     self._ward.admit(device, Entry(now, code, self._chronicle.why(device, code), count))

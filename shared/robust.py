@@ -120,14 +120,16 @@ class ClippedMean:
         norms = self._rows.norms(previous)
         clip = self._clip if self._clip is not None or not norms.size else float(np.median(norms))
         factors = np.ones(len(norms)) if clip is None else np.minimum(1.0, clip / np.maximum(norms, 1e-300))
-        weights = np.asarray(self._weights)[:, None]
+        weights = np.asarray(self._weights)
 
         def mean(values: Array, counts: Counts, before: Array) -> Array:
-            changes = values.astype(np.float64) - before
-            held = ~np.isnan(changes)
-            changes[~held] = 0
-            total = (weights * held).sum(axis=0)
-            moved = (weights * factors[:, None] * changes).sum(axis=0)
+            changes = values - before.astype(np.float64)
+            total: Any = weights.sum()
+            if counts.min() < len(values):
+                lacking = np.isnan(changes)
+                changes[lacking] = 0
+                total = total - _weighted_sum(weights, lacking)
+            moved = _weighted_sum(weights * factors, changes)
             return np.asarray(before + moved / np.where(total > 0, total, 1))
 
         few = self._clip is None and len(norms) < FEW
@@ -191,8 +193,9 @@ class _Rows:
         for name, place in self._places.items():
             if place.dtype.kind == "f":
                 for part, values in self._blocks(place):
-                    changes = values.astype(np.float64) - previous[name].reshape(-1)[part]
-                    squares += np.nansum(np.square(changes), axis=1)
+                    changes = values - previous[name].reshape(-1)[part].astype(np.float64)
+                    np.nan_to_num(changes, copy=False)
+                    squares += np.einsum("ij,ij->i", changes, changes)
         return np.sqrt(squares)
 
     def result(self, previous: Tensors, combine: _Combine, exposed: Callable[[Counts], int]) -> Aggregate:
@@ -251,6 +254,11 @@ class _Rows:
         while view:
             read = os.preadv(self._descriptor, [view], position)
             view, position = view[read:], position + read
+
+
+def _weighted_sum(weights: Array, rows: Array) -> Array:
+    """Not by BLAS, whose last bits depend on its threads."""
+    return np.asarray(np.einsum("i,ij->j", weights, rows))
 
 
 @contextmanager

@@ -183,6 +183,30 @@ async def test_a_device_that_fails_again_and_again(begin: Begin, tmp_path: Path)
     assert "c" not in cohorts(world)[4]
 
 
+async def test_an_accepted_update_starts_the_count_anew(begin: Begin, tmp_path: Path) -> None:
+    world = World(begin(count=6, min_devices=3, quorum=2), tmp_path)
+
+    def now_and_then(tensors: Tensors, task: Any) -> Any:
+        return b"nonsense" if task.round % 2 else adding(1)(tensors, task)
+
+    async with running(world.device("a"), world.device("b"), world.device("c", now_and_then)):
+        await world.coordinator(settled(world.directory, quarantine_after=2)).run()
+    assert len(world.told("rejected")) >= 3
+    assert world.told("quarantined") == []
+
+
+async def test_where_most_fail_it_is_not_the_devices(begin: Begin, tmp_path: Path) -> None:
+    world = World(begin(count=6, min_devices=4, quorum=2), tmp_path)
+
+    def nonsense(tensors: Tensors, task: Any) -> bytes:
+        return b"nonsense"
+
+    bad = [world.device(name, nonsense) for name in ("x", "y", "z")]
+    async with running(world.device("a"), world.device("b"), *bad):
+        await world.coordinator(settled(world.directory, quarantine_after=1)).run()
+    assert len(world.told("quarantined")) == 2
+
+
 async def test_who_moves_too_far_is_refused(begin: Begin, tmp_path: Path) -> None:
     directory = begin(count=2, min_devices=4, quorum=3)
     world = World(directory, tmp_path)

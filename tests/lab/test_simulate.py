@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from coordinator.audit import audit_run
+from coordinator.checkpoints import RunDirectory
 from edge_agent.job import MEMORY, PERSONAL, Job, Outcome
 from lab import pool as pool_module
 from lab.compare import Variant, compare
@@ -87,6 +89,19 @@ def test_the_first_cohort_is_drawn_from_all_devices(tmp_path: Path) -> None:
     assert first == second
     (finished,) = [event for event in events[0] if event["event"] == "finished"]
     assert len(finished["reported"]) == DEVICES
+
+
+async def test_nobody_runs_short_of_time_however_many_devices_there_are(tmp_path: Path) -> None:
+    """The fleet's deadline is that of all devices one after the other, a device's own is its part of it."""
+    jobs: list[Job] = []
+
+    async def spy(job: Job) -> Outcome:
+        jobs.append(job)
+        return Outcome(code="crashed", reason="that is enough")
+
+    with pytest.raises(TrainingError, match="enough"):
+        await simulate(config(), tmp_path, spy, lambda event: None)
+    assert {(job.deadline_s, job.reserve_s) for job in jobs} == {(config().rounds.deadline_s, 0.0)}
 
 
 def plug_in(folder: Path, monkeypatch: pytest.MonkeyPatch, train: str, personalize: str = "pass") -> None:
@@ -205,3 +220,20 @@ def test_a_run_ends_also_where_devices_fail_to_personalize(tmp_path: Path, monke
     assert finished["failed"]
     assert finished["reported"]
     assert len(finished["failed"] + finished["reported"]) == DEVICES
+
+
+def test_buffered_rounds_run_to_the_end_and_can_be_audited(tmp_path: Path) -> None:
+    buffered = config(
+        "fedavg",
+        rounds={"count": 4, "mode": "buffered", "quorum": 2, "enough": 2, "cohort": 3},
+        run={"keep_updates": True},
+    )
+    ((*events,),), _ = run(tmp_path, buffered)
+    closed = [event for event in events if event["event"] == "closed"]
+    assert [event["round"] for event in closed] == [1, 2, 3, 4]
+    entries = [(entry["device"], entry["start"]) for event in closed for entry in event["accepted"]]
+    assert len(entries) == len(set(entries)) >= 8
+    assert any(entry["staleness"] for event in closed for entry in event["accepted"])
+    assert len(events[-1]["reported"]) == DEVICES
+    found = audit_run(RunDirectory(tmp_path / "0"))
+    assert (found.faults, found.rounds) == ([], 4)

@@ -244,7 +244,8 @@ def reference(cohort: list[tuple[Tensors, Masks, float]], previous: Tensors, ove
                 result[name][at] = np.mean(values[trim : len(values) - trim])
             else:
                 moved = sum(
-                    cohort[i][2] * min(1, clip / norms[i]) * (float(cohort[i][0][name][at]) - before[at]) for i in here
+                    cohort[i][2] * min(1, clip / (norms[i] or 1)) * (float(cohort[i][0][name][at]) - before[at])
+                    for i in here
                 )
                 result[name][at] = before[at] + moved / sum(cohort[i][2] for i in here)
     return result
