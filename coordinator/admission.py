@@ -16,7 +16,7 @@ from shared.codec import open_payload
 from shared.config_rounds import AdmissionSettings
 from shared.encoding import Encoding
 from shared.errors import MalformedPayload, RefusedUpdate
-from shared.messages import PayloadHeader
+from shared.payload_header import PayloadHeader
 from shared.pruning import take
 from shared.tensors import Array, Masks, Subnet, Tensors
 

@@ -24,7 +24,7 @@ from shared.channels import ChannelLayout
 from shared.codec import open_payload, size_limit
 from shared.config_rounds import AdmissionSettings
 from shared.errors import MalformedPayload, RefusedUpdate, StateError
-from shared.messages import PayloadHeader
+from shared.payload_header import PayloadHeader
 from shared.pruning import take
 from shared.robust import rule_of
 from shared.tensors import Subnet, Tensors

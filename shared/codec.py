@@ -32,7 +32,6 @@ from shared.messages import (
     InferReply,
     InferRequest,
     Message,
-    PayloadHeader,
     Presence,
     Sealed,
     Task,
@@ -40,6 +39,7 @@ from shared.messages import (
     Vitals,
 )
 from shared.payload_body import ALIGNMENT, alignment, check_header, decode_tensors, encode_tensors
+from shared.payload_header import PayloadHeader
 from shared.tensors import Masks, Subnet
 from shared.unpack import check_version, reason, unpack_map
 

@@ -8,7 +8,7 @@ import zstandard
 
 from shared.encoding import Encoding, decode, encode, stored
 from shared.errors import MalformedPayload
-from shared.messages import PayloadHeader, TensorSpec
+from shared.payload_header import PayloadHeader, TensorSpec
 from shared.tensors import Array, Tensors
 
 ALIGNMENT = 64

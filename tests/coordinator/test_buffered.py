@@ -1,4 +1,4 @@
-"""The buffered engine by hand: who is asked for what, when a round closes, and what a slow device means for the rest."""
+"""The buffered engine by hand: who is asked for what, when a round closes, what a slow device means for the rest."""
 
 from pathlib import Path
 
