@@ -16,19 +16,13 @@ from typing import Any
 
 from lab import chaos_checks as checks
 from lab.chaos_disk import Disk
-from lab.chaos_fleet import USUAL, Broker, Party, agent_party, coordinator_party
+from lab.chaos_fleet import USUAL, Broker, Party, agent_party, coordinator_party, weather
+from lab.chaos_observer import Observer, resident_mib
 from lab.chaos_plan import BROKER, COORDINATOR, Fault, Kind, plan
 from lab.emulate import trainers
 from lab.fleet import emulated_devices
-from lab.proxy import FAIR, Proxy, Weather
-from shared.codec import decode_any
+from lab.proxy import FAIR, Proxy
 from shared.config import RunConfig
-from shared.config_base import BrokerSettings
-from shared.errors import MalformedMessage
-from shared.link import Connected, Received
-from shared.messages import Chunk, Receipt, Sealed
-from shared.mqtt import MqttLink
-from shared.topics import Topics
 
 SAMPLE_S = 1.0
 PATIENCE_S = 600.0
@@ -58,40 +52,6 @@ class Report:
     peak_mib: dict[str, float] = field(default_factory=dict)
     receipts: int = 0
     violations: list[str] = field(default_factory=list)
-
-
-class Observer:
-    """Sees what coordinator and devices say to each other, at the broker itself, as far as the broker lives."""
-
-    def __init__(self, fleet: str, port: int) -> None:
-        self.receipts: set[tuple[str, int, str]] = set()
-        """(run, round, device) of accepted updates."""
-        self.uploading = asyncio.Event()
-        self._topics = Topics(fleet)
-        self._link = MqttLink(BrokerSettings(url=f"mqtt://127.0.0.1:{port}"), "chaos-observer", lasting=False)
-
-    async def watch(self) -> None:
-        await self._link.open()
-        try:
-            while not isinstance(await self._link.receive(), Connected):
-                pass
-            await self._link.subscribe(self._topics.down("+"), self._topics.all_up)
-            while True:
-                event = await self._link.receive()
-                if isinstance(event, Received):
-                    self._see(event.topic, event.payload)
-        finally:
-            await self._link.close()
-
-    def _see(self, topic: str, payload: bytes) -> None:
-        with contextlib.suppress(MalformedMessage):
-            message = decode_any(payload)
-            if isinstance(message, Sealed):
-                message = decode_any(message.body)
-            if isinstance(message, Chunk) and "/up/" in topic:
-                self.uploading.set()
-            if isinstance(message, Receipt) and message.accepted and message.answers == "offer":
-                self.receipts.add((message.run, message.round, topic.rpartition("/")[2]))
 
 
 class Chaos:
@@ -232,7 +192,7 @@ class Chaos:
     async def _sample(self) -> None:
         while True:
             for name, party in self._parties.items():
-                if party.pid is not None and (resident := _resident_mib(party.pid)):
+                if party.pid is not None and (resident := resident_mib(party.pid)):
                     self._samples[name, party.starts].append(resident)
             await asyncio.sleep(SAMPLE_S)
 
@@ -307,7 +267,7 @@ class Chaos:
                 await asyncio.sleep(fault.seconds)
                 party.set_clock(0.0)
             case _:
-                await proxy.set(_weather(fault))
+                await proxy.set(weather(fault))
                 await asyncio.sleep(fault.seconds)
                 if fault.kind is Kind.ACKS_LOST or (fault.kind is Kind.LINK_DEAD and fault.strength < 0.5):
                     proxy.cut()
@@ -318,29 +278,6 @@ async def _down(party: Party, seconds: float) -> None:
     party.kill(hold=True)
     await asyncio.sleep(seconds)
     party.release()
-
-
-def _weather(fault: Fault) -> Weather:
-    match fault.kind:
-        case Kind.LINK_SLOW:
-            return Weather(rate=20_000 + 200_000 * fault.strength)
-        case Kind.LINK_LATE:
-            return Weather(delay_s=0.02 + 0.3 * fault.strength)
-        case Kind.ACKS_LOST:
-            return Weather(deaf=True)
-        case Kind.REPEATED:
-            return Weather(repeats=2 + round(2 * fault.strength))
-        case _:
-            return Weather(dead=True)
-
-
-def _resident_mib(pid: int) -> float:
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    lines = (line.split() for line in text.splitlines() if line.startswith("VmRSS:"))
-    return next((int(line[1]) / 1024 for line in lines), 0.0)
 
 
 @contextlib.asynccontextmanager

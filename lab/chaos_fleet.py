@@ -17,10 +17,10 @@ from typing import Any
 from coordinator.broker import find_mosquitto, free_port
 from edge_agent.shared_server import LENDER
 from lab.chaos_disk import Disk
-from lab.chaos_plan import COORDINATOR
+from lab.chaos_plan import COORDINATOR, Fault, Kind
 from lab.emulate import AGENT
 from lab.emulate import COORDINATOR as COORDINATOR_CODE
-from lab.proxy import Proxy
+from lab.proxy import Proxy, Weather
 from shared.children import dying_with_us
 from shared.config import AgentConfig, RunConfig
 from shared.config_base import BrokerSettings
@@ -239,3 +239,18 @@ def agent_party(agent: AgentConfig, folder: Path, disk: Disk, proxy: Proxy, lend
     party.proxy = proxy
     party.environment = {LENDER: str(lender)}
     return party
+
+
+def weather(fault: Fault) -> Weather:
+    """On the link of the party that it strikes."""
+    match fault.kind:
+        case Kind.LINK_SLOW:
+            return Weather(rate=20_000 + 200_000 * fault.strength)
+        case Kind.LINK_LATE:
+            return Weather(delay_s=0.02 + 0.3 * fault.strength)
+        case Kind.ACKS_LOST:
+            return Weather(deaf=True)
+        case Kind.REPEATED:
+            return Weather(repeats=2 + round(2 * fault.strength))
+        case _:
+            return Weather(dead=True)
