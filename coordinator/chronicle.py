@@ -61,7 +61,7 @@ class Chronicle:
 
     def resumed(self, cohort: Iterable[str], entries: dict[str, dict[str, Any]]) -> None:
         """What a restart knows of the round."""
-        self._round.cohort.update(cohort)
+        self._round.cohort.update(cohort, (entry["device"] for entry in entries.values()))
         self._round.accepted.update({(entry["device"], entry["start"]): entry for entry in entries.values()})
 
     def sent(self, device: str, size: int) -> None:
