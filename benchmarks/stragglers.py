@@ -182,7 +182,7 @@ def measure(kind: str, seeds: Sequence[int], target: float) -> list[Race]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--target", type=float, default=0.9, help="accuracy of the global model")
+    parser.add_argument("--target", type=float, default=0.95, help="accuracy of the global model")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     results = {kind: measure(kind, chosen.seeds, chosen.target) for kind in KINDS}
