@@ -109,13 +109,10 @@ class Conductor:
 
     async def do(self, job: Job) -> None:
         """OSError where the disk refuses, StateError where it lost something: the run cannot go on then."""
-        match job:
-            case Arrived():
-                event = await self._admit(job)
-            case Told():
-                event = await self._write_down(job)
-            case _:
-                event = job
+        if isinstance(job, Arrived):
+            event = await self._admit(job)
+        else:
+            event = await self._write_down(job) if isinstance(job, Told) else job
         self._quarantine.follow(event, len(self._engine.known))
         for change in self._quarantine.look():
             await self._apply(change)
@@ -124,16 +121,13 @@ class Conductor:
     # --- work -------------------------------------------------------------------------------------------------------
 
     async def _admit(self, arrived: Arrived) -> Event:
-        device, offer = arrived.device, arrived.offer
+        device, offer, path, number = arrived.device, arrived.offer, arrived.path, self._engine.round
         try:
             if not self._inbox.welcome(device, offer, "train"):
                 return Tick()
             capabilities = self._fleet[device].capabilities
             examples = capabilities.examples if capabilities else 0
-            number = self._engine.round
-            entry = await asyncio.to_thread(
-                self._ledger.take, device, number, arrived.path, examples, start=offer.round
-            )
+            entry = await asyncio.to_thread(self._ledger.take, device, number, path, examples, start=offer.round)
         except RefusedUpdate as error:
             self._inbox.refuse(device, offer, error.code, str(error))
             return DeviceFailed(device, offer.round, error.code)
