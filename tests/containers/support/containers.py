@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,9 @@ SETTINGS = [
 
 def podman(*arguments: str, check: bool = True) -> str:
     """What it prints; AssertionError with what it said where it fails."""
-    done = subprocess.run(["podman", *arguments], capture_output=True, text=True, timeout=300)
+    command = ["podman", *arguments]
+    # conmon leaves a file `oom` wherever it was started.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tempfile.gettempdir())
     assert not check or done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr[-2000:]}"
     return done.stdout.strip()
 
@@ -75,7 +78,7 @@ class Fleet:
 
     def _compose(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "podman_compose", "-f", str(self._file), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=self.directory)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def container(self, service: str) -> str:
