@@ -27,7 +27,7 @@ from shared.link import Link, Will
 from shared.logs import LogFormat, logged
 from shared.memory import keep_freed_memory
 from shared.mqtt import MqttLink
-from shared.settings import load_run_config
+from shared.settings import load_run_config, override
 from shared.supervisor import keep_posted
 
 STOPPED = 130
@@ -64,7 +64,7 @@ def run(
     if resume is not None:
         if config is not None or run_dir is not None:
             raise ConfigError("--resume takes the settings of the run itself: leave --config and --run-dir away")
-        directory, settings = resume, override(RunDirectory(resume).record().config, sets)
+        directory, settings = resume, resumed(RunDirectory(resume).record().config, sets)
     else:
         settings = load_run_config(config, sets).config
         directory = run_dir or settings.run.directory / time.strftime(f"%Y%m%d-%H%M%S-{settings.algorithm.name}")
@@ -87,19 +87,12 @@ def run(
         sys.exit(STOPPED)
 
 
-def override(config: RunConfig, sets: tuple[str, ...]) -> RunConfig:
+def resumed(config: RunConfig, sets: tuple[str, ...]) -> RunConfig:
     """The settings of a run, with --set over its broker, its transfer, its admission and its run.http."""
     if odd := [text for text in sets if not text.startswith(("broker", "transfer.", "admission.", "run.http="))]:
         can = "broker, transfer and admission, and run.http"
         raise ConfigError(f"--set {odd[0]!r}: a run that goes on can only change its {can}")
-    given = load_run_config(None, sets).config
-    changed = {name: getattr(given, name) for name in ("broker", "transfer") if any(s.startswith(name) for s in sets)}
-    if fields := [text.partition("=")[0] for text in sets if text.startswith("admission.")]:
-        news = {key: getattr(given.admission, key) for key in (field.removeprefix("admission.") for field in fields)}
-        changed["admission"] = config.admission.model_copy(update=news)
-    if any(text.startswith("run.http=") for text in sets):
-        changed["run"] = config.run.model_copy(update={"http": given.run.http})
-    return config.model_copy(update=changed)
+    return override(config, sets)
 
 
 async def _serve(settings: RunConfig, directory: Path, on_event: OnEvent) -> None:

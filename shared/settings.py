@@ -57,6 +57,15 @@ def load_agent_config(path: Path | None, sets: Sequence[str] = ()) -> Loaded[Age
     return _load(AgentConfig, path, sets)
 
 
+def override(config: RunConfig, sets: Sequence[str]) -> RunConfig:
+    """The same run with `--set` arguments over it; what they do not name stays. ConfigError as above."""
+    table = config.model_dump(exclude_none=True)
+    for assignment in sets:
+        key, value = _assignment(assignment)
+        _put(table, key, value, assignment)
+    return validate(RunConfig, table, source=SET)
+
+
 def bundled_config(name: str) -> Path:
     """Path of a configuration that comes with the package, for example `demo`."""
     return bundled("configs", name)

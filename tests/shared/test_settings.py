@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shared.algorithms import algorithm, hyperparameters
 from shared.config import AgentConfig, AlgorithmSettings, ModelSettings, RunConfig
 from shared.errors import ConfigError
-from shared.settings import bundled_config, example_toml, explain, load_agent_config, load_run_config
+from shared.settings import bundled_config, example_toml, explain, load_agent_config, load_run_config, override
 from shared.toml import bundled_names
 from shared.validation import fields
 
@@ -334,3 +334,17 @@ def test_reading_settings_imports_no_torch() -> None:
 def test_free_tables_reach_their_owner() -> None:
     assert ModelSettings(options={"a": (1, 2)}).options == {"a": (1, 2)}
     assert AlgorithmSettings.model_validate({"name": "x", "lr": 1}).hyperparameters == {"lr": 1}
+
+
+def test_what_set_does_not_name_stays_as_it_was_in_a_run_that_goes_on() -> None:
+    before = load_run_config(bundled_config("production")).config
+    after = override(before, ["transfer.window=7", "broker.keepalive_s=30"])
+    assert after.transfer == before.transfer.model_copy(update={"window": 7})
+    assert after.broker == before.broker.model_copy(update={"keepalive_s": 30})
+    untouched = {"transfer": before.transfer, "broker": before.broker}
+    assert after.model_copy(update=untouched) == before
+
+
+def test_a_run_that_goes_on_is_checked_with_what_set_says() -> None:
+    with pytest.raises(ConfigError, match="window"):
+        override(load_run_config(None).config, ["transfer.window=0"])
