@@ -28,7 +28,7 @@ async def test_a_device_that_sleeps_takes_part_from_the_first_round_to_its_own_m
     assert not coordinator.events("abandoned")
     said = [decode_presence(payload) for payload in sniffer.below(Topics(FLEET).presence("phone")) if payload]
     naps = [presence.asleep_s for presence in said if not presence.online][:-1]
-    assert len(naps) >= 2
+    assert naps  # how often it sleeps between rounds is a matter of who is faster
     assert all(nap is not None and 0 < nap <= NAP_S for nap in naps), "no false death: the will was never published"
 
 

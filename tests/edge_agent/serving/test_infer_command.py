@@ -206,7 +206,7 @@ async def test_requests_are_answered_by_the_model_in_service(served: Any, tmp_pa
 
 
 async def test_listen_answers_over_a_real_broker(served: Any, tmp_path: Path) -> None:
-    async with asyncio.timeout(90), EmbeddedBroker(tmp_path / "broker") as broker:
+    async with asyncio.timeout(150), EmbeddedBroker(tmp_path / "broker") as broker:
         settings = [f"--set={each}" for each in ("device=d1", "fleet=fleet", f"broker.url={broker.url}")]
         command = [sys.executable, "-u", "-c", INFER, "--listen", "--state-dir", str(tmp_path / "state"), *settings]
         process = await asyncio.create_subprocess_exec(
