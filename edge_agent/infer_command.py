@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,10 @@ def _listen(config: AgentConfig, models: InService) -> None:
     topics = Topics(config.fleet)
 
     async def run() -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT is ignored by what a shell started in the background
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
         link = MqttLink(config.broker, f"{config.device}-infer")
         await link.open()
         try:
@@ -145,5 +150,5 @@ def _listen(config: AgentConfig, models: InService) -> None:
 
     try:
         asyncio.run(run())
-    except KeyboardInterrupt:
+    except asyncio.CancelledError:
         click.echo("stopped", err=True)
