@@ -27,7 +27,7 @@ async def test_a_run_ends_with_a_checked_model_in_service_on_every_device(
     system: System, algorithm: str, hyperparameters: dict[str, Any]
 ) -> None:
     coordinator = await system.coordinator(
-        algorithm, devices=2, rounds=2, broker=BrokerSettings(), **hyperparameters
+        algorithm, devices=2, rounds=2, broker=BrokerSettings(), exports=None, **hyperparameters
     )  # with a broker of its own
     broker = BrokerSettings(url=(await coordinator.event("broker"))["url"])
     agents = [await system.agent(name, broker) for name in ("phone", "pi")]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,12 +14,15 @@ from typing import Any, TypeVar
 
 from brokers import Mosquitto
 
+from coordinator.template import dense_template
 from shared.config import AgentConfig, AlgorithmSettings, ModelSettings, RunConfig, RunSettings, TransferSettings
 from shared.config_base import BrokerSettings
 from shared.config_data import DataSettings, PartitionSettings
 from shared.config_rounds import RoundSettings
 from shared.link import Received
+from shared.models import build_model, example_input
 from shared.mqtt import MqttLink
+from shared.onnx_file import ModelCard
 from shared.settings import example_toml
 
 P = TypeVar("P", bound="Process")
@@ -229,15 +233,17 @@ class System:
         devices: int,
         rounds: int = 1,
         broker: BrokerSettings | None = None,
-        exports: bool = True,
+        exports: bool | None = True,
         transfer: TransferSettings | None = None,
         initial: Path | None = None,
         limits: dict[str, Any] | None = None,
         **hyperparameters: Any,
     ) -> Coordinator:
-        """Start one that waits for `devices` devices. exports=False: no device will make a model of its template.
+        """Start one that waits for `devices` devices.
 
-        limits: of RoundSettings, in place of patient ones.
+        exports: None has it make its template itself, which takes longer than a round; True gives it one that is there
+            already; False one that is of no use, where no device will make a model of it
+        limits: of RoundSettings, in place of patient ones
         """
         given = {"min_devices": devices, "quorum": devices, "deadline_s": PATIENCE_S, **(limits or {})}
         config = RunConfig(
@@ -249,9 +255,9 @@ class System:
             transfer=transfer or TransferSettings(stall_s=2),
         )
         coordinator = Coordinator(self.folder, config)
-        if not exports:  # saves the seconds that making it takes
+        if exports is not None:
             coordinator.run_dir.mkdir()
-            (coordinator.run_dir / "template.onnx").write_bytes(b"of no use")
+            (coordinator.run_dir / "template.onnx").write_bytes(_template() if exports else b"of no use")
         return await self._started(coordinator)
 
     async def agent(
@@ -304,6 +310,15 @@ class System:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         del os.environ[MARK]
+
+
+@functools.cache
+def _template() -> bytes:
+    """The one of a run with the usual model, but for the run's name."""
+    model = ModelSettings()
+    card = ModelCard(run="prepared", model=model.name, model_options=model.options)
+    dense = build_model(model.name, model.options, seed=0).eval()
+    return dense_template(dense, example_input(model.name, model.options), card.properties())
 
 
 def _marked(mark: bytes) -> Iterator[tuple[int, str]]:
