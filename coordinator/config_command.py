@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from coordinator.options import CONFIG, JSON, SET
-from shared.algorithms import algorithm, hyperparameters
 from shared.settings import explain, load_run_config
 from shared.toml import toml_value
 
@@ -23,6 +22,8 @@ def config() -> None:
 def show(config: Path | None, sets: tuple[str, ...], as_json: bool) -> None:
     """Every effective setting, and where it comes from: the file, --set, or a default."""
     loaded = load_run_config(config, sets)
+    from shared.algorithms import algorithm, hyperparameters  # imports torch: a wrong setting is named before that
+
     chosen = loaded.config.algorithm
     rows = explain(loaded, hyperparameters(algorithm(chosen.name), chosen.hyperparameters))
     if as_json:
