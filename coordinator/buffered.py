@@ -8,7 +8,7 @@ started some rounds ago; `coordinator.staleness` says what it then counts.
 from collections.abc import Iterable
 
 from coordinator.cohort import Needs
-from coordinator.events import AskDevices, CloseRound, Phase, Snapshot
+from coordinator.events import Action, AskDevices, CloseRound, Phase, Snapshot
 from coordinator.rounds import Rounds
 from coordinator.transitions import Transition
 from shared.config_rounds import RoundSettings
@@ -28,8 +28,16 @@ class BufferedEngine(Rounds):
     stay at it.
     """
 
-    def __init__(self, run: str, settings: RoundSettings, *, seed: int = 0, needs: Needs | None = None) -> None:
-        super().__init__(run, settings, seed=seed, needs=needs)
+    def __init__(
+        self,
+        run: str,
+        settings: RoundSettings,
+        *,
+        seed: int = 0,
+        needs: Needs | None = None,
+        template: Action | None = None,
+    ) -> None:
+        super().__init__(run, settings, seed=seed, needs=needs, template=template)
         self._patience = settings.max_staleness
         self._enough = settings.enough or settings.quorum
         self._due: dict[str, float] = {}
@@ -129,7 +137,7 @@ class BufferedEngine(Rounds):
 GATHERING, COLLECTING, PERSONALIZING, FINISHED = Phase
 B = BufferedEngine
 BufferedEngine.transitions = (
-    Transition(GATHERING, "all rounds are closed", B._all_closed, PERSONALIZING, B._personalize),
+    Transition(GATHERING, "all rounds are closed, the template made", B._personalizable, PERSONALIZING, B._personalize),
     Transition(GATHERING, "a straggler completes the quorum", B._quorum, GATHERING, B._close),
     Transition(GATHERING, "enough devices are ready", B._ready, COLLECTING, B._open),
     Transition(COLLECTING, "the buffer is full or deadline, with quorum", B._over_with_quorum, GATHERING, B._close),

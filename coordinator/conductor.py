@@ -19,6 +19,7 @@ from coordinator.events import (
     OpenPersonalization,
     OpenRound,
     Phase,
+    Prepared,
     Reported,
     Tick,
     UpdateAccepted,
@@ -165,12 +166,12 @@ class Conductor:
         if not commands and idle and len(self._engine.known) > self._known:
             await self._save()  # so that a restart waits for them, too
         news = [await self._execute(command) for command in commands]
-        if commands:
+        if commands or isinstance(event, Prepared):
             await self._save()
             for name, fields in news:
                 self._chronicle.tell(name, **fields)
             await self._publish()
-        if not isinstance(event, Tick):
+        if not isinstance(event, Tick | Prepared):
             if await self._give([event.device]):
                 await self._save()
                 self._board.payloads(self._payloads.wanted())
@@ -222,7 +223,7 @@ class Conductor:
                 await self._give(devices)
                 return "asked", {"round": number, "devices": list(devices)}
             case CloseRound(number, attempts):
-                if not self._buffered or self._engine.phase is Phase.PERSONALIZING:
+                if not self._buffered or number == self._config.rounds.count:
                     self._inbox.desk = None
                 await asyncio.to_thread(self._ledger.close, number)
                 self._chronicle.exposed(number, self._ledger.exposed)
@@ -261,7 +262,9 @@ class Conductor:
         engine = self._engine
         if engine.phase is Phase.FINISHED:
             return
-        if (engine.phase is Phase.PERSONALIZING or self._measures) and await self._payloads.open_template():
+        if engine.phase is Phase.GATHERING and engine.round > self._config.rounds.count:
+            self._chronicle.tell("preparing", round=engine.round)
+        if (engine.phase is Phase.PERSONALIZING or self._ledger.measures) and await self._payloads.open_template():
             await self._save()
         if engine.phase is not Phase.PERSONALIZING and engine.attempt and self._inbox.desk is None:
             folder = self._directory.incoming(None if self._buffered else engine.round)
@@ -272,17 +275,14 @@ class Conductor:
         for device in engine.known:
             self._order(device)
 
-    @property
-    def _measures(self) -> bool:
-        """Whether devices need the template while they train: they choose their channels by measured latency."""
-        target = self._ledger.plan.hyperparameters.get("target")
-        return isinstance(target, dict) and "latency_ms" in target
-
     def _order(self, device: str, *, again: bool = False) -> None:
         """What this device should do. Stragglers keep their order while no attempt is open."""
         action, deadline, start = self._engine.wanted(device), self._engine.due(device), self._engine.start(device)
+        template = self._payloads.template if action == "personalize" or self._ledger.measures else None
         if action is None:
             self._board.order(device, None, again=again)
+        elif template is None and self._engine.lacks_template(action):
+            pass  # after a restart: until then it has the order that it was given before
         elif (payload := self._payloads.of(device, start)) is not None and (deadline is not None or again):
             task = Task(
                 run=self._engine.run,
@@ -291,7 +291,7 @@ class Conductor:
                 plan=self._ledger.plan,
                 payload=payload,
                 initial=self._payloads.initial,
-                template=self._payloads.template if action == "personalize" or self._measures else None,
+                template=template,
                 time_left_s=0,
             )
             in_full = self._clock() + self._config.rounds.deadline_s

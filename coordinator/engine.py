@@ -28,7 +28,7 @@ class RoundEngine(Rounds):
 GATHERING, COLLECTING, PERSONALIZING, FINISHED = Phase
 E = RoundEngine
 RoundEngine.transitions = (
-    Transition(GATHERING, "all rounds are closed", E._all_closed, PERSONALIZING, E._personalize),
+    Transition(GATHERING, "all rounds are closed, the template made", E._personalizable, PERSONALIZING, E._personalize),
     Transition(GATHERING, "a straggler completes the quorum", E._quorum, GATHERING, E._close),
     Transition(GATHERING, "enough devices are ready", E._ready, COLLECTING, E._open),
     Transition(COLLECTING, "enough answered or deadline, with quorum", E._over_with_quorum, GATHERING, E._close),

@@ -73,6 +73,11 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """The run's ONNX template is in its folder, or it is certain that there will be none."""
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -86,6 +91,7 @@ Event: TypeAlias = (
     | UpdateAccepted
     | DeviceFailed
     | Reported
+    | Prepared
     | Tick
 )
 

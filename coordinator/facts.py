@@ -11,6 +11,7 @@ from coordinator.events import (
     DeviceOnline,
     Event,
     Phase,
+    Prepared,
     Reported,
     Snapshot,
     Tick,
@@ -29,7 +30,17 @@ be asked in a hot loop; without any, one transient fault would cost the whole de
 class Facts:
     """Who is there, who was asked, who answered or failed, in which phase of which round."""
 
-    def __init__(self, run: str, settings: RoundSettings, *, seed: int = 0, needs: Needs | None = None) -> None:
+    def __init__(
+        self,
+        run: str,
+        settings: RoundSettings,
+        *,
+        seed: int = 0,
+        needs: Needs | None = None,
+        template: Action | None = None,
+    ) -> None:
+        """template: what is not begun before `Prepared`, where devices need the ONNX template for it: to personalize,
+        or already to train."""
         self.run = run
         self.phase = Phase.GATHERING
         self.attempt = 0
@@ -40,6 +51,7 @@ class Facts:
         """When the open attempt, or the personalization, ends."""
         self._settings = settings
         self._seed = seed
+        self._lacking = template
         self._roster = Roster(needs or Needs())
         self._closed = 0
         self._asked: dict[str, int] = {}
@@ -107,6 +119,10 @@ class Facts:
         """When it is too late for what is wanted of this device; None: that is not known before it is asked again."""
         return self.deadline
 
+    def lacks_template(self, action: Action) -> bool:
+        """Whether this cannot begin, as the template is still being made."""
+        return self._lacking in (action, "train")
+
     def unfit(self, capabilities: Capabilities | None) -> str:
         """Why a device with these capabilities is not asked; empty where it can be."""
         return self._roster.unfit(capabilities)
@@ -129,6 +145,8 @@ class Facts:
                 hot = self.phase is Phase.PERSONALIZING and not self._roster.able(device)  # it says when it recovers
                 if not hot and device not in self._failed and self.judge(device, self.run, number) is Verdict.WELCOME:
                     self._give_up(device)
+            case Prepared():
+                self._lacking = None
             case Tick():
                 pass
             case _:

@@ -70,6 +70,12 @@ class Ledger:
     def prunes(self) -> bool:
         return self._layout is not None
 
+    @property
+    def measures(self) -> bool:
+        """Whether devices need the template while they train: they choose their channels by measured latency."""
+        target = self.plan.hyperparameters.get("target")
+        return isinstance(target, dict) and "latency_ms" in target
+
     def accepted(self, number: int) -> dict[str, dict[str, Any]]:
         """Journal entries of the updates of round `number` that were accepted so far, by their names.
 

@@ -46,6 +46,8 @@ def _words(event: dict[str, Any]) -> str | None:
             updates = f"{len(event['accepted'])} of {len(event['cohort'])} updates"
             moved = f"{_size(event['bytes_up'])} up, {event['wall_s']:.1f} s"
             return f"round {event['round']} closed: {updates}, {moved}{_accuracy(event['evaluation'])}"
+        case "preparing":
+            return "the ONNX template of the model is still being made; then every device makes the model its own"
         case "personalizing":
             return "every device makes the model its own"
         case "reported":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.checkpoints import RunDirectory
-from coordinator.preparation import Preparation
 from shared.chunks import describe
 from shared.messages import Blob
 
@@ -29,7 +28,6 @@ class Payloads:
         self,
         directory: RunDirectory,
         ledger: "Ledger",
-        preparation: Preparation,
         *,
         chunk: Callable[[], int],
         published: Callable[[], Collection[Blob]],
@@ -37,18 +35,16 @@ class Payloads:
         self.initial: Blob | None = None
         """The complete initial model, where the run has one of its own."""
         self.template: Blob | None = None
-        """Once `open_template` has found one."""
+        """Once `open_template` has found it."""
         self.digest = ""
         """SHA-256 of the global payload that the round starts from."""
         self._directory = directory
         self._ledger = ledger
-        self._preparation = preparation
         self._chunk = chunk
         self._published = published
         self._described: dict[Path, Blob] = {}
         self._round: dict[Path, Blob] = {}
         self._given: dict[str, tuple[int, Path]] = {}
-        self._asked = False
 
     async def turn(self, number: int, starts: Collection[int] = ()) -> None:
         """Round `number` is open or comes next, and somebody is at work on what these rounds started from. What was
@@ -66,6 +62,7 @@ class Payloads:
         """Have everything in chunks that everybody takes now."""
         self._round = {path: self._cut(blob) for path, blob in self._round.items()}
         self.initial = self.initial and self._cut(self.initial)
+        self.template = self.template and self._cut(self.template)
 
     async def give(self, number: int, devices: Mapping[str, Sequence[str]]) -> dict[str, Blob]:
         """Let every device have its download of what round `number` starts from; those that had none before, with what
@@ -94,13 +91,11 @@ class Payloads:
         return max((blob.size for blob in self._round.values()), default=0)
 
     async def open_template(self) -> bool:
-        """Wait for the template of the run; whether there is one that was not known before."""
-        if self._asked:
+        """Let devices have the template of the run, if it is made; whether that is news."""
+        if self.template is not None or not self._directory.template.exists():
             return False
-        self._asked = True
-        path = await self._preparation.template()
-        self.template = None if path is None else self._cut(await self._describe(path))
-        return path is not None
+        self.template = self._cut(await self._describe(self._directory.template))
+        return True
 
     def wanted(self) -> dict[Blob, Path]:
         """What the broker should keep, and the files."""

@@ -28,8 +28,8 @@ class Preparation(Protocol):
     async def define(self, directory: RunDirectory) -> None:
         """Return when definition and first tensors are in the folder; ConfigError or ModelError if they cannot."""
 
-    async def template(self) -> Path | None:
-        """The template, once it is there; None where there will be none."""
+    async def template(self) -> None:
+        """Return when the template is in the folder, or there will be none. Called once."""
 
     async def stop(self) -> None:
         """Leave nothing running."""
@@ -41,10 +41,8 @@ class InChild:
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._process: asyncio.subprocess.Process | None = None
-        self._path = Path()
 
     async def define(self, directory: RunDirectory) -> None:
-        self._path = directory.template
         if directory.definition.exists() and directory.template.exists():
             return
         self._process = await asyncio.create_subprocess_exec(
@@ -61,13 +59,12 @@ class InChild:
             await self._process.wait()
             raise _error(answer)
 
-    async def template(self) -> Path | None:
+    async def template(self) -> None:
         if self._process is not None:
             assert self._process.stdout is not None
             said = await self._process.stdout.read()
             if await self._process.wait() != 0:
                 self._warn(str(_error(said)))
-        return self._path if self._path.exists() else None
 
     async def stop(self) -> None:
         if self._process is not None and self._process.returncode is None:
@@ -86,13 +83,11 @@ class InProcess:
         self._directory = directory
         await asyncio.to_thread(make_definition, directory)
 
-    async def template(self) -> Path | None:
+    async def template(self) -> None:
         try:
             await asyncio.to_thread(make_template, self._directory)
         except (ImportError, TalariaError) as error:
             self._warn(str(error))
-            return None
-        return self._directory.template
 
     async def stop(self) -> None:
         """A thread cannot be stopped, but nobody waits for it."""

@@ -30,6 +30,8 @@ class Rounds(Facts, ABC):
     What failed is asked again for the same round only after others, `SECOND_CHANCES` times before the deadline, and
     afresh after it. Nothing is asked of a device in quarantine, nor taken from it; what was accepted before counts.
 
+    Nothing is begun for which the run's ONNX template is lacking.
+
     The personalization waits for every device that could train at some time of this run, also one that was never in a
     cohort, or is away or too hot just now. Who fails in it is asked again when it announces itself anew, as often.
     """
@@ -93,10 +95,15 @@ class Rounds(Facts, ABC):
     def _all_closed(self, now: float) -> bool:
         return self._closed == self._settings.count
 
+    def _personalizable(self, now: float) -> bool:
+        return self._all_closed(now) and not self.lacks_template("personalize")
+
     def _quorum(self, now: float) -> bool:
         return self.attempt > 0 and self._arrived() >= self._settings.quorum
 
     def _ready(self, now: float) -> bool:
+        if self._all_closed(now) or self.lacks_template("train"):
+            return False
         able, settings = self._able(now), self._settings
         present = able | self.answered()
         enough = len(present) >= settings.quorum and len(present | self._roster.barred()) >= settings.min_devices

@@ -13,6 +13,7 @@ rejected       device, code, reason (once per device, code and round)
 failed         device, round, code, reason
 abandoned      round, attempt, reason
 closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, evaluation, ...
+preparing      round (all are closed, and the ONNX template is still being made)
 personalizing  round, payload_bytes, deadline_s
 reported       device, examples, metrics
 quarantined    device, since, code, reason, count (coordinator.quarantine.Entry); once more after every start
@@ -35,7 +36,7 @@ from coordinator.chronicle import Chronicle, OnEvent
 from coordinator.cohort import Needs
 from coordinator.conductor import Conductor
 from coordinator.engine import RoundEngine
-from coordinator.events import Phase, Tick
+from coordinator.events import Action, Phase, Prepared, Tick
 from coordinator.fleet import Fleet
 from coordinator.inbox import Inbox, Job
 from coordinator.observatory import Observatory
@@ -115,7 +116,8 @@ class Coordinator:
         config = self._config
         needs = Needs.of(ledger.limit, prunes=ledger.prunes)
         engine = BufferedEngine if config.rounds.mode == "buffered" else RoundEngine
-        self._engine = engine(run, config.rounds, seed=config.run.seed, needs=needs)
+        template: Action = "train" if ledger.measures else "personalize"
+        self._engine = engine(run, config.rounds, seed=config.run.seed, needs=needs, template=template)
         self._state = CoordinatorState(online=True, epoch=self._directory.count_start(), run=run)
         will = Will(self._topics.coordinator, self._voice(self._topics.coordinator, self._gone))
         self._link = self._open_link(f"{config.run.fleet}-coordinator", will)
@@ -144,7 +146,7 @@ class Coordinator:
             jobs=self._jobs,
             clock=self._clock,
         )
-        payloads = Payloads(self._directory, ledger, self._preparation, chunk=self._chunk, published=board.published)
+        payloads = Payloads(self._directory, ledger, chunk=self._chunk, published=board.published)
         conductor = Conductor(
             config=self._config,
             engine=self._engine,
@@ -168,7 +170,13 @@ class Coordinator:
         board.state(self._state)
         background = [
             self._group.create_task(job)
-            for job in (board.run(), self._listen(board), self._mind_stalls(), self._mind_quarantine())
+            for job in (
+                board.run(),
+                self._listen(board),
+                self._mind_stalls(),
+                self._mind_quarantine(),
+                self._await_template(),
+            )
         ]
         try:
             await self._link.subscribe(self._topics.all_presence, self._topics.all_vitals, self._topics.all_up)
@@ -225,6 +233,10 @@ class Coordinator:
             await asyncio.sleep(LOOK_S)
             if self._quarantine.changed():
                 self._jobs.put_nowait(Tick())
+
+    async def _await_template(self) -> None:
+        await self._preparation.template()
+        self._jobs.put_nowait(Prepared())
 
     # --- out ----------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from coordinator.cohort import Needs
 from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
+    Action,
     CloseRound,
     Command,
     DeviceAsleep,
@@ -16,6 +17,7 @@ from coordinator.events import (
     OpenPersonalization,
     OpenRound,
     Phase,
+    Prepared,
     Quarantined,
     Released,
     Reported,
@@ -31,9 +33,9 @@ from shared.messages import Capabilities
 ABLE = Capabilities(profile="container", train=True, memory_mib=512)
 
 
-def engine(**settings: object) -> RoundEngine:
+def engine(template: Action | None = None, **settings: object) -> RoundEngine:
     chosen = {"count": 1, "quorum": 2, "min_devices": 2, "deadline_s": 100, "personalize_deadline_s": 50} | settings
-    return RoundEngine("run", RoundSettings.model_validate(chosen), seed=1)
+    return RoundEngine("run", RoundSettings.model_validate(chosen), seed=1, template=template)
 
 
 def online(rounds: RoundEngine, *devices: str, now: float = 0) -> list[Command]:
@@ -59,6 +61,22 @@ def test_a_run_from_gathering_to_finished() -> None:
     assert rounds.phase is Phase.FINISHED
     assert rounds.next_deadline(11) is None
     assert online(rounds, "c") == []
+
+
+def test_what_needs_the_template_begins_when_it_is_made_and_its_time_counts_from_then() -> None:
+    rounds = engine("personalize")
+    online(rounds, "a", "b")
+    assert answer(rounds, "a", "b") == [CloseRound(1, 1)]
+    assert rounds.handle(Tick(), 1e6) == []
+    assert rounds.next_deadline(1e6) is None
+    assert rounds.wanted("a") is None
+    assert rounds.judge("a", "run", 2) is Verdict.NOT_IN_COHORT
+    assert rounds.handle(Prepared(), 2e6) == [OpenPersonalization(2)]
+    assert rounds.wanted("a") == "personalize"
+    assert rounds.due("a") == 2e6 + 50
+    measuring = engine("train")
+    assert online(measuring, "a", "b") == []
+    assert measuring.handle(Prepared(), 1) == [OpenRound(1, 1, ("a", "b"))]
 
 
 def test_the_deadline_closes_with_quorum() -> None:
