@@ -85,7 +85,8 @@ class Facts:
         answer to `action`."""
         if run != self.run:
             return Verdict.FOREIGN_RUN
-        if self._answered.get(device) == number:
+        answers: Action = "train" if number <= self._settings.count else "personalize"
+        if self._answered.get(device) == number and action in (None, answers):
             return Verdict.DUPLICATE
         if self._roster.quarantined(device):
             return Verdict.QUARANTINED
