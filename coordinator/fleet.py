@@ -43,7 +43,9 @@ class Fleet:
 
     def __getitem__(self, device: str) -> Twin:
         """The twin of a device; a new one where it was never heard of."""
-        return self._twins.setdefault(device, Twin(device))
+        if device not in self._twins:
+            self._twins[device] = Twin(device)
+        return self._twins[device]
 
     def __iter__(self) -> Iterator[Twin]:
         return iter(list(self._twins.values()))
