@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from coordinator.possible import check_possible
 from shared.aggregation import Update
 from shared.channels import ChannelLayout
 from shared.codec import open_payload
@@ -124,6 +125,8 @@ class Admission:
         for name, array in tensors.items():
             if array.dtype.kind == "f" and not (largest(array) + start.get(name, 0.0)) * weight <= LARGEST:
                 raise RefusedUpdate("not_finite", f"{name} holds values that no sum can take (weight {weight})")
+            if array.dtype.kind != "f" or not start:  # integers are themselves also among differences
+                check_possible(name, array)
 
 
 class Bounds:

@@ -17,6 +17,7 @@ from coordinator.checkpoints import RunDirectory, update_start
 from coordinator.definition import Definition
 from coordinator.downloads import Downloads, write_tensors
 from coordinator.journal import read_journal
+from coordinator.possible import possible
 from coordinator.staleness import moved_on
 from shared.aggregation import Update
 from shared.algorithms import algorithm, hyperparameters
@@ -137,13 +138,13 @@ class Ledger:
                             subnet = self._moved_on(subnet, header, tensors, before.header.round)
                         elif header.delta:
                             subnet = _added(subnet, tensors, self._layout)
-                        accumulator.add(Update(subnet, header.weight))
+                        accumulator.add(Update(possible(subnet), header.weight))
                 except MalformedPayload as error:
                     raise _damaged(path, error) from error
             aggregate = accumulator.result(tensors)
             self.exposed = aggregate.exposed
             sent = aggregate.alive if aggregate.valid is None else aggregate.valid
-            yield Subnet(aggregate.tensors, None if kept(sent) == 1 else sent)
+            yield possible(Subnet(aggregate.tensors, None if kept(sent) == 1 else sent))
 
     def _moved_on(self, update: Subnet, header: PayloadHeader, tensors: Tensors, number: int) -> Subnet:
         """What an update counts in round `number`, which starts from `tensors`, that started from an earlier one."""

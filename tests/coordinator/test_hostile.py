@@ -53,6 +53,7 @@ LIARS: dict[str, Train] = {
     "wrong_weight": lying(same, weight=1e9),
     "too_many_examples": lying(same, examples=99, weight=99.0),
     "no_examples": lying(same, examples=0, weight=0.0),
+    "impossible_value": lying(lambda tensors: {n: -a if "running_var" in n else a for n, a in tensors.items()}),
     "not_finite": lying(lambda tensors: first(tensors, lambda a: np.full_like(a, 3e38))),
 }
 
