@@ -52,14 +52,18 @@ def untrusted(settings: BrokerSettings, error: ssl.SSLCertVerificationError) -> 
 
 
 def unwelcome(settings: BrokerSettings, said: str) -> str | None:
-    """What a broker's TLS alert against our certificate means; None where `said` is no such alert."""
-    if "_ALERT_" not in said:
+    """What a broker's TLS alert against our certificate means; None where `said` is no such alert.
+
+    An alert may get lost when the broker hangs up right after it: who is told None has to try again, and hears it then.
+    """
+    bare = settings.cert_file is None
+    if "_ALERT_" not in said or not ("CERTIFICATE" in said or "UNKNOWN_CA" in said or bare):
         return None
     if "CERTIFICATE_REVOKED" in said:
         reason = "it was revoked: talaria-coordinator enrol --renew makes another"
     elif "CERTIFICATE_EXPIRED" in said:
         reason = "it has expired: talaria-coordinator enrol --renew makes another"
-    elif "CERTIFICATE_REQUIRED" in said or settings.cert_file is None:
+    elif "CERTIFICATE_REQUIRED" in said or bare:
         reason = "it wants one: set broker.cert_file and broker.key_file"
     elif "UNKNOWN_CA" in said:
         reason = "it was signed by another authority than the broker's"

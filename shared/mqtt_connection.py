@@ -92,6 +92,12 @@ class Connection:
         except asyncio.CancelledError:
             attempt.add_done_callback(self._too_late)
             raise
+        except (
+            ssl.SSLError
+        ) as error:  # up to TLS 1.2 our certificate is judged here, from 1.3 on when we were not greeted
+            if alert := unwelcome(self._settings, str(error)):
+                raise LinkError(alert) from error
+            raise
         sock = self._client.socket()
         if sock is None:
             raise Refused(NO_ANSWER, "it hung up at once")
