@@ -257,7 +257,7 @@ class System:
         coordinator = Coordinator(self.folder, config)
         if exports is not None:
             coordinator.run_dir.mkdir()
-            (coordinator.run_dir / "template.onnx").write_bytes(_template() if exports else b"of no use")
+            (coordinator.run_dir / "template.onnx").write_bytes(template() if exports else b"of no use")
         return await self._started(coordinator)
 
     async def agent(
@@ -313,8 +313,8 @@ class System:
 
 
 @functools.cache
-def _template() -> bytes:
-    """The one of a run with the usual model, but for the run's name."""
+def template() -> bytes:
+    """A template of a run with the usual model, but for the run's name."""
     model = ModelSettings()
     card = ModelCard(run="prepared", model=model.name, model_options=model.options)
     dense = build_model(model.name, model.options, seed=0).eval()
