@@ -29,7 +29,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +37,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from coordinator.events import Snapshot
+from coordinator.fleet import Sleep
 from coordinator.journal import Journal, Line
 from shared.config import RunConfig
 from shared.errors import StateError
@@ -52,11 +53,16 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """line: the journal's newest line, which may not be in the journal yet; payloads: what may be with the broker."""
+    """
+    line      the journal's newest line, which may not be in the journal yet
+    payloads  what may be with the broker
+    asleep    devices that sleep, and since when
+    """
 
     engine: Snapshot
     line: Line | None = None
     payloads: tuple[Blob, ...] = ()
+    asleep: dict[str, Sleep] = field(default_factory=dict)
 
     @property
     def round(self) -> int:

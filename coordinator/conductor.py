@@ -1,10 +1,11 @@
 """Carries out what the engine commands: on the disk first, then in public."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from coordinator.board import Board, Order
+from coordinator.board import Board
 from coordinator.checkpoints import Checkpoint, RunDirectory
 from coordinator.chronicle import Chronicle
 from coordinator.events import (
@@ -12,6 +13,7 @@ from coordinator.events import (
     AskDevices,
     CloseRound,
     Command,
+    DeviceAsleep,
     DeviceFailed,
     DeviceOnline,
     Event,
@@ -27,15 +29,15 @@ from coordinator.events import (
 from coordinator.fleet import Fleet
 from coordinator.inbox import Arrived, Inbox, Job, Told
 from coordinator.journal import Line
+from coordinator.orders import Orders
 from coordinator.payloads import Payloads
 from coordinator.quarantine import Quarantine
 from coordinator.rounds import Rounds
 from coordinator.uploads import UploadDesk
 from shared.config import RunConfig
 from shared.errors import RefusedUpdate
-from shared.messages import Blob, Offer, Task
+from shared.messages import Offer
 from shared.topics import Topics
-from shared.transfer import published_size
 
 if TYPE_CHECKING:
     from coordinator.ledger import Ledger
@@ -77,7 +79,17 @@ class Conductor:
         self._board = board
         self._inbox = inbox
         self._payloads = payloads
-        self._topics = topics
+        self._orders = Orders(
+            engine=engine,
+            ledger=ledger,
+            fleet=fleet,
+            chronicle=chronicle,
+            board=board,
+            payloads=payloads,
+            topics=topics,
+            in_full_s=config.rounds.deadline_s,
+            clock=clock,
+        )
         self._idle = idle
         self._clock = clock
         self._line: Line | None = None
@@ -163,8 +175,8 @@ class Conductor:
         idle = self._idle()
         if commands or idle:
             await self._confirm()
-        if not commands and idle and len(self._engine.known) > self._known:
-            await self._save()  # so that a restart waits for them, too
+        if not commands and idle and (len(self._engine.known) > self._known or isinstance(event, DeviceAsleep)):
+            await self._save()  # so that a restart waits for them, too, and no longer for who sleeps
         news = [await self._execute(command) for command in commands]
         if commands or isinstance(event, Prepared):
             await self._save()
@@ -172,36 +184,17 @@ class Conductor:
                 self._chronicle.tell(name, **fields)
             await self._publish()
         if not isinstance(event, Tick | Prepared):
-            if await self._give([event.device]):
+            if await self._orders.give([event.device]):
                 await self._save()
                 self._board.payloads(self._payloads.wanted())
-            self._order(event.device, again=isinstance(event, DeviceOnline))
+            self._orders.order(event.device, again=isinstance(event, DeviceOnline))
 
     async def _save(self) -> None:
         """Before anything of it is public: what a checkpoint names is what a restart clears away."""
         snapshot = self._engine.snapshot()
         payloads = sorted({*self._board.published(), *self._payloads.wanted()}, key=lambda blob: blob.digest)
-        checkpoint, self._known = Checkpoint(snapshot, self._line, tuple(payloads)), len(snapshot.known)
-        await asyncio.to_thread(self._directory.save, checkpoint)
-
-    async def _give(self, devices: Iterable[str]) -> bool:
-        """Let those of the devices that should do something have their download; whether any of them had none.
-
-        Not before a device has said, since our start, what it reads: until then it has what it was given before.
-        """
-        takers = {
-            device: encodings
-            for device in devices
-            if self._engine.wanted(device) and (encodings := self._fleet.encodings(device)) is not None
-        }
-        given: dict[str, Blob] = {}
-        for start in sorted({self._engine.start(device) for device in takers}):
-            these = {device: liked for device, liked in takers.items() if self._engine.start(device) == start}
-            given |= await self._payloads.give(start, these)
-        packets = {blob: published_size(self._topics, blob, range(blob.chunks)) for blob in set(given.values())}
-        for device, blob in given.items():
-            self._chronicle.given(device, blob.size, packets[blob])
-        return bool(given)
+        asleep, self._known = self._fleet.asleep(time.time() - self._clock()), len(snapshot.known)
+        await asyncio.to_thread(self._directory.save, Checkpoint(snapshot, self._line, tuple(payloads), asleep))
 
     async def _execute(self, command: Command) -> News:
         match command:
@@ -210,17 +203,18 @@ class Conductor:
                 if attempt == 1:
                     self._chronicle.opened()
                 self._chronicle.asked(cohort)
-                await self._give(cohort)
+                await self._orders.give(cohort)
                 return "opened", {
                     "round": number,
                     "attempt": attempt,
                     "cohort": list(cohort),
                     "payload_bytes": self._payloads.largest,
+                    "broker_bytes": self._payloads.total,
                     "deadline_s": self._config.rounds.deadline_s,
                 }
             case AskDevices(number, devices):
                 self._chronicle.asked(devices)
-                await self._give(devices)
+                await self._orders.give(devices)
                 return "asked", {"round": number, "devices": list(devices)}
             case CloseRound(number, attempts):
                 if not self._buffered or number == self._config.rounds.count:
@@ -236,10 +230,12 @@ class Conductor:
             case OpenPersonalization(number):
                 self._payloads.recut()
                 self._chronicle.begin()
-                await self._give(self._engine.known)
+                await self._payloads.open_template()
+                await self._orders.give(self._engine.known)
                 return "personalizing", {
                     "round": number,
                     "payload_bytes": self._payloads.largest,
+                    "broker_bytes": self._payloads.total,
                     "deadline_s": self._config.rounds.personalize_deadline_s,
                 }
             case Finish(reported, failed, absent):
@@ -273,26 +269,4 @@ class Conductor:
         if engine.attempt or engine.phase is Phase.PERSONALIZING:
             self._board.payloads(self._payloads.wanted())
         for device in engine.known:
-            self._order(device)
-
-    def _order(self, device: str, *, again: bool = False) -> None:
-        """What this device should do. Stragglers keep their order while no attempt is open."""
-        action, deadline, start = self._engine.wanted(device), self._engine.due(device), self._engine.start(device)
-        template = self._payloads.template if action == "personalize" or self._ledger.measures else None
-        if action is None:
-            self._board.order(device, None, again=again)
-        elif template is None and self._engine.lacks_template(action):
-            pass  # after a restart: until then it has the order that it was given before
-        elif (payload := self._payloads.of(device, start)) is not None and (deadline is not None or again):
-            task = Task(
-                run=self._engine.run,
-                action=action,
-                round=start,
-                plan=self._ledger.plan,
-                payload=payload,
-                initial=self._payloads.initial,
-                template=template,
-                time_left_s=0,
-            )
-            in_full = self._clock() + self._config.rounds.deadline_s
-            self._board.order(device, Order(task, in_full if deadline is None else deadline), again=again)
+            self._orders.order(device)

@@ -181,13 +181,13 @@ class Facts:
         """Continue from a checkpoint; `answered`: devices whose answer to the current round is on disk, and the round
         that each started from.
 
-        Devices of an open attempt are believed online until their presence says otherwise, and an open attempt, or the
-        personalization, gets its full time again.
+        Who is at work in an open attempt is believed online until its presence says otherwise, and an open attempt, or
+        the personalization, gets its full time again.
         """
         self.phase, self._closed, self.attempt = snapshot.phase, snapshot.closed, snapshot.attempt
         self.cohort, self._asked = snapshot.cohort, dict(snapshot.asked)
         self._answered, self._turns = dict(snapshot.answered), dict(snapshot.turns)
-        self._roster.restore(snapshot.known, snapshot.cohort)
+        self._roster.restore(snapshot.known, self._asked.keys() & snapshot.cohort)
         for device, number in answered:
             self._take(device, number)
         if self.phase is Phase.COLLECTING:

@@ -1,7 +1,7 @@
 """The twins: what the coordinator knows of each device, kept from its presence and its deeds."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +35,20 @@ class Twin:
     bytes_down: int = 0
 
 
+@dataclass(frozen=True)
+class Sleep:
+    """Of a device's start `epoch`; `since`: seconds since 1970."""
+
+    epoch: int
+    since: float
+
+
 class Fleet:
     """All devices that were ever heard of, by name."""
 
     def __init__(self) -> None:
         self._twins: dict[str, Twin] = {}
+        self._slept: dict[str, Sleep] = {}
 
     def __getitem__(self, device: str) -> Twin:
         """The twin of a device; a new one where it was never heard of."""
@@ -84,17 +93,36 @@ class Fleet:
         if presence.epoch < twin.epoch:
             return None
         asleep = None if presence.online else presence.asleep_s
+        known = self._slept.pop(device, None)
         changed = (twin.online, twin.epoch, twin.asleep_s) != (presence.online, presence.epoch, asleep)
         twin.epoch, twin.online, twin.asleep_s = presence.epoch, presence.online, asleep
-        if presence.online or asleep is not None:  # its death is told by the broker
-            twin.last_seen = now
         if presence.online or presence.capabilities is not None:
             twin.capabilities = presence.capabilities
         if presence.online:
+            twin.last_seen = now
             return DeviceOnline(device, presence.capabilities)
         if not changed:
             return None
-        return DeviceOffline(device) if asleep is None else DeviceAsleep(device, asleep)
+        if asleep is None:  # it did not say so itself: the broker did
+            return DeviceOffline(device)
+        since = known.since if known is not None and known.epoch == presence.epoch else now
+        twin.last_seen = min(max(since, now - asleep), now)
+        left = twin.last_seen + asleep - now
+        return DeviceAsleep(device, left) if left > 0 else DeviceOffline(device)
+
+    def asleep(self, shift: float) -> dict[str, Sleep]:
+        """Who sleeps. shift: from our clock to seconds since 1970."""
+        found = {
+            twin.device: Sleep(twin.epoch, twin.last_seen)
+            for twin in self
+            if twin.asleep_s is not None and twin.last_seen is not None
+        }
+        return {device: Sleep(each.epoch, each.since + shift) for device, each in (self._slept | found).items()}
+
+    def recall(self, asleep: Mapping[str, Sleep], shift: float) -> None:
+        """Who slept when an earlier start of this coordinator knew of it: whose presence still says so has slept since
+        then. If a clock was set meanwhile, it has slept no less than nothing, and no longer than it said."""
+        self._slept = {device: Sleep(each.epoch, each.since - shift) for device, each in asleep.items()}
 
     def vitals(self, device: str, vitals: Vitals, now: float) -> None:
         """Take note, unless they are those of an earlier start of its agent."""

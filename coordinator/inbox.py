@@ -149,7 +149,7 @@ class Inbox:
             "device",
             device=device,
             online=presence.online,
-            asleep_s=None if presence.online else presence.asleep_s,
+            asleep_s=event.seconds if isinstance(event, DeviceAsleep) else None,
             profile=capabilities.profile if capabilities else "",
             unfit=self._engine.unfit(capabilities),
         )

@@ -29,8 +29,8 @@ def _words(event: dict[str, Any]) -> str | None:
             return f"{event['device']} ({event['profile'] or 'unknown profile'}): {_state(event)}"
         case "opened":
             again = f", attempt {event['attempt']}" if event["attempt"] > 1 else ""
-            size = _size(event["payload_bytes"])
-            return f"round {event['round']}{again}: {len(event['cohort'])} devices, at most {size} each"
+            size = f"at most {_size(event['payload_bytes'])} each, {_size(event['broker_bytes'])} at the broker"
+            return f"round {event['round']}{again}: {len(event['cohort'])} devices, {size}"
         case "rejected":
             return f"refused from {event['device']}: {event['code']}, {event['reason']}"
         case "failed":

@@ -90,6 +90,11 @@ class Payloads:
         """Bytes of the largest download of the round so far."""
         return max((blob.size for blob in self._round.values()), default=0)
 
+    @property
+    def total(self) -> int:
+        """Bytes of all that the broker should keep."""
+        return sum(blob.size for blob in self.wanted())
+
     async def open_template(self) -> bool:
         """Let devices have the template of the run, if it is made; whether that is news."""
         if self.template is not None or not self._directory.template.exists():

@@ -5,8 +5,9 @@ What happens is told to `on_event` as dicts, one line each with `talaria-coordin
 started        run, round, phase, run_dir, model, algorithm, rounds
 connected      session_present, max_packet
 disconnected   reason
-device         device, online, asleep_s (it sleeps so long), profile, unfit (why it cannot be asked, empty where it can)
-opened         round, attempt, cohort, payload_bytes, deadline_s
+device         device, online, asleep_s (so long from now on), profile, unfit (why it is not asked, or empty)
+opened         round, attempt, cohort, payload_bytes (of the largest download), broker_bytes (of all that the broker
+               keeps now), deadline_s
 asked          round, devices (that begin while others are at work: `buffered` rounds)
 accepted       round, device, start, staleness, examples, weight, bytes, encoding, kept, metrics
 rejected       device, code, reason (once per device, code and round)
@@ -14,7 +15,7 @@ failed         device, round, code, reason
 abandoned      round, attempt, reason
 closed         the journal's line of the round (coordinator.journal): round, attempts, cohort, accepted, evaluation, ...
 preparing      round (all are closed, and the ONNX template is still being made)
-personalizing  round, payload_bytes, deadline_s
+personalizing  round, payload_bytes, broker_bytes, deadline_s
 reported       device, examples, metrics
 quarantined    device, since, code, reason, count (coordinator.quarantine.Entry); once more after every start
 released       device
@@ -166,6 +167,7 @@ class Coordinator:
             self._engine, self._fleet, inbox.desk, board, jobs=self._jobs.qsize(), now=self._clock(), wall=time.time()
         )
         await self._connected()
+        self._fleet.recall(checkpoint.asleep, time.time() - self._clock())
         await conductor.resume(checkpoint)
         board.state(self._state)
         background = [

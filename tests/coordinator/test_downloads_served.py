@@ -200,6 +200,7 @@ async def test_what_a_killed_coordinator_left_is_cleared_away_however_much(tmp_p
         for device in devices:
             await device.until(lambda device=device: 2 in device.received)
         assert len(blobs(world)) == 8
+        assert world.told("opened")[1]["broker_bytes"] == sum(device.tasks[-1].payload.size for device in devices)
         await killed(run)
         for device in devices:  # for good
             world.broker.cut(device.name)

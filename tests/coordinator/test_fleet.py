@@ -2,8 +2,8 @@
 
 import pytest
 
-from coordinator.events import DeviceOffline, DeviceOnline
-from coordinator.fleet import Fleet
+from coordinator.events import DeviceAsleep, DeviceOffline, DeviceOnline
+from coordinator.fleet import Fleet, Sleep
 from shared.messages import Capabilities, Presence
 
 ABLE = Capabilities(profile="phone", train=True)
@@ -53,3 +53,33 @@ def test_a_death_is_news_once_and_a_birth_always() -> None:
 
 def test_a_death_of_a_device_that_was_never_seen_is_news_to_a_restarted_engine() -> None:
     assert Fleet().presence("a", died(3), 0) == DeviceOffline("a")
+
+
+def sleeps(epoch: int, seconds: float = 100.0) -> Presence:
+    return Presence(online=False, epoch=epoch, asleep_s=seconds, capabilities=ABLE)
+
+
+@pytest.mark.parametrize(
+    ("since", "left"),
+    [
+        (1_970.0, 70.0),
+        (1_890.0, 0.0),  # it overslept
+        (2_500.0, 100.0),  # the clock was set back meanwhile
+    ],
+)
+def test_a_restart_knows_how_long_a_device_has_slept(since: float, left: float) -> None:
+    """The clock of this start says 5 at 2000 seconds since 1970."""
+    fleet = Fleet()
+    fleet.recall({"a": Sleep(3, since), "gone": Sleep(1, 1_000.0)}, 1_995.0)
+    assert fleet.presence("a", sleeps(3), 5.0) == (DeviceAsleep("a", left) if left else DeviceOffline("a"))
+    assert fleet["a"].last_seen == 5.0 - (100.0 - left)
+    assert fleet.presence("a", sleeps(3), 6.0) is None
+    assert fleet.asleep(1_995.0) == {"a": Sleep(3, 2_000.0 - (100.0 - left)), "gone": Sleep(1, 1_000.0)}
+
+
+def test_a_sleep_that_began_after_the_restart_is_a_new_one() -> None:
+    fleet = Fleet()
+    fleet.recall({"a": Sleep(3, 0.0)}, 0.0)
+    assert fleet.presence("a", sleeps(4), 50.0) == DeviceAsleep("a", 100.0)
+    fleet.presence("a", born(5), 160.0)
+    assert fleet.asleep(0.0) == {}

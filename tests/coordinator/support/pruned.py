@@ -97,7 +97,9 @@ def update(
         for name, array in start.items():
             if array.dtype.kind == "f":
                 moved = (change * noise.normal(size=array.shape)).astype(np.float32)
-                tensors[name] = moved if encoding is not Encoding.FLOAT32 else array + moved
+                if encoding is Encoding.FLOAT32:
+                    moved = abs(array + moved) if "running_var" in name else array + moved
+                tensors[name] = moved
             else:
                 tensors[name] = array + number
     return encode_payload(
