@@ -11,13 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import NameOID
 
+from coordinator.acl import COORDINATOR
 from coordinator.options import CONFIG, JSON, PATH, SET
 from coordinator.tables import size
 from coordinator.watch import KINDS, QUIET_S, Seen, Watcher
 from shared.config import RunConfig
+from shared.config_base import BrokerSettings
 from shared.errors import ConfigError
 from shared.link import Connected, Disconnected, Received
 from shared.mqtt import MqttLink
@@ -40,7 +44,8 @@ def watch(
 
     It writes nothing, and the broker keeps nothing for it. Of the settings it takes run.fleet, the broker and, to check
     signatures, run.signing_key. A broker with ACLs lets it see what its certificate may read: everything with one that
-    `talaria-coordinator enrol` made for an observer. All payloads pass by here, too, unless --kind leaves `blob` out.
+    `talaria-coordinator enrol` made for an observer, with the settings beside it, broker.toml. All payloads pass by
+    here, too, unless --kind leaves `blob` out.
     """
     settings = load_run_config(config, sets).config
     if settings.broker.url == "embedded":
@@ -48,6 +53,7 @@ def watch(
             "the embedded broker gets another port at every start: take the address that `run` printed, "
             "--set broker.url=mqtt://127.0.0.1:PORT"
         )
+    _check_certificate(settings.broker)
     chosen = _kinds(kinds)
     if device is not None:
         check_name("device", device)
@@ -55,6 +61,22 @@ def watch(
     show = _print_json if as_json else _print
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_watch(settings, watcher, show))
+
+
+def _check_certificate(broker: BrokerSettings) -> None:
+    """A broker has one place for each certificate of ours: with the coordinator's own we would throw it off."""
+    if broker.cert_file is None:
+        return
+    try:
+        certificate = x509.load_pem_x509_certificate(broker.cert_file.read_bytes())
+    except (OSError, ValueError):
+        return  # the link says what is wrong with it
+    if COORDINATOR in [each.value for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]:
+        raise ConfigError(
+            f"broker.cert_file {str(broker.cert_file)!r} is the coordinator's own: with it `watch` would throw the "
+            "coordinator off the broker. Make yourself a certificate with `talaria-coordinator enrol --role observer "
+            "NAME`, and watch with its broker.toml"
+        )
 
 
 def _kinds(kinds: str | None) -> list[str]:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import shared.errors
 from coordinator.events import Verdict
-from coordinator.metrics import Metrics
-from coordinator.survey import Survey
+from coordinator.metrics import STATISTICS, Metrics
+from coordinator.survey import DeviceView, State, Survey, VitalSigns
+from edge_agent.health import Reading
 
 ROOT = Path(__file__).parents[1]
-GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+GUIDE = (DOCS / "operations.md").read_text(encoding="utf-8")
 INNER = {"error", "wire"}
 """Codes of base classes that nothing is ever raised as."""
 
@@ -54,13 +56,42 @@ def test_every_code_has_its_line() -> None:
     assert codes() - words == set()
 
 
+def page() -> str:
+    """What /metrics says of a run in which everything has happened that an alert could be about."""
+    signs = VitalSigns(0.0, "idle", 1.0, dict.fromkeys(Reading.__annotations__, 50.0))
+    survey = Survey(
+        "r", 0.0, True, True, "collecting", 1, 1, 0, 0, 0, (DeviceView("kitchen", State.READY, vitals=signs),)
+    )
+    metrics = Metrics(lambda: survey)
+    metrics({"event": "rejected", "code": "not_finite"})
+    metrics({"event": "failed", "code": "data"})
+    spread = {"accuracy": dict.fromkeys(STATISTICS, 0.5)}
+    metrics({"event": "closed", "wall_s": 1.0, "evaluation": spread})
+    return metrics.page().decode()
+
+
 def test_every_metric_has_its_line() -> None:
-    survey = Survey("r", 0.0, True, True, "gathering", 1, 0, 0, 0, 0, ())
-    page = Metrics(lambda: survey).page().decode()
-    told = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE talaria_")}
+    told = {line.split()[2] for line in page().splitlines() if line.startswith("# TYPE talaria_")}
     assert told
     missing = {name for name in told if name not in GUIDE and not name.endswith("_created")}
     assert missing == set()
     named = set(re.findall(r"talaria_[a-z_]+", GUIDE))
-    known = told | {f"{name}_total" for name in told} | {f"{name}_bucket" for name in told}
+    known = told | {f"{name}_bucket" for name in told}
     assert named <= known, named - known
+
+
+def test_every_alert_is_about_something_that_is_told() -> None:
+    """An alert on a name or a label that is not there never fires, and Prometheus does not say so."""
+    rules = (DOCS / "prometheus-rules.yml").read_text(encoding="utf-8")
+    samples = [line for line in page().splitlines() if not line.startswith("#")]
+    selectors = set(re.findall(r"(talaria_\w+)(?:\{([^}]*)\})?", rules))
+    assert len(selectors) >= 10
+    for name, labels in selectors:
+        told = [sample for sample in samples if re.match(rf"{name}[{{ ]", sample)]
+        for label, operator, value in re.findall(r"(\w+)(=|!=|!~)(\"[^\"]*\")", labels):
+            wanted = f"{label}={value}" if operator == "=" else f"{label}="
+            told = [sample for sample in told if wanted in sample]
+        assert told, f"{name}{{{labels}}}"
+    alerts = re.findall(r"alert: (\w+)", rules)
+    assert alerts
+    assert [alert for alert in alerts if f"| `{alert}` |" not in GUIDE] == []

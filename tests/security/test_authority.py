@@ -264,3 +264,17 @@ def test_a_damaged_record_is_not_taken_for_none(folder):
     (folder / "authority.json").write_text("{")
     with pytest.raises(TalariaError, match="take it back from a backup"):
         call("enrol", folder, *FIRST, "kitchen")
+
+
+def test_who_watches_with_the_coordinators_own_certificate_is_told_not_to(folder):
+    """The broker has one place for it: the coordinator would be thrown off."""
+    call("enrol", folder, *FIRST)
+    call("enrol", folder, "--role", "observer", "alice")
+
+    def refusal(settings: str) -> str:
+        done = CliRunner().invoke(cli, ["watch", "-c", str(folder / settings), "--kind", "wrong"])
+        assert isinstance(done.exception, ConfigError)
+        return str(done.exception)
+
+    assert "enrol --role observer NAME" in refusal("coordinator/coordinator.toml")
+    assert "--kind 'wrong' is none of" in refusal("observers/alice/broker.toml"), "nothing against the certificate"
