@@ -1,12 +1,16 @@
 """The target that is the session of a device."""
 
-from typing import Any
+from functools import cache
+from itertools import count
+from typing import Literal
 
-from script import Script
+from script import Script, events, reached
 
 from edge_agent.events import (
+    Action,
     Cancel,
     Done,
+    Event,
     Failed,
     Fetch,
     Fetched,
@@ -21,119 +25,209 @@ from edge_agent.events import (
     TaskCleared,
     Work,
 )
-from edge_agent.session import Phase as Doing
-from edge_agent.session import Session
-from shared.messages import (
-    Blob,
-    CoordinatorState,
-    Grant,
-    Offer,
-    Plan,
-    Receipt,
-    Report,
-    Task,
-)
+from edge_agent.session import Phase, Session
+from shared.messages import Blob, CoordinatorState, Grant, Offer, Plan, Receipt, Report, Task
 
-# --- the device's session -------------------------------------------------------------------------------------------
+PLAN = Plan(model="m", algorithm="fedavg")
+CHUNK = 1024
+Kind = Literal["offer", "failure", "report"]
+KINDS: tuple[Kind, ...] = ("offer", "failure", "report")
+MOST = 60
+"""Events of an input."""
 
 
-def _task(script: Script) -> Task:
-    number, action = script.below(4), script.of(("train", "personalize"))
-    blob = Blob(digest=script.of("ab") * 64, size=5000, chunk=1024)
-    plan = Plan(model="m", algorithm="fedavg")
-    return Task(
-        run=script.of(("r", "s")),
-        action=action,  # type: ignore[arg-type]
-        round=number,
-        plan=plan,
-        payload=blob,
-        time_left_s=float(script.below(9)),
-    )
+@cache
+def _task(run: str, action: Literal["train", "personalize"], number: int, digest: str, left: int) -> Task:
+    blob = Blob(digest=digest * 64, size=5 * CHUNK, chunk=CHUNK)
+    return Task(run=run, action=action, round=number, plan=PLAN, payload=blob, time_left_s=float(left))
 
 
-def _answer(key: Key) -> Offer | Report:
+@cache
+def _answer(key: Key, digest: int) -> Offer | Report:
     if key.action == "personalize":
-        return Report(run=key.run, round=key.round, examples=1, metrics={})
-    return Offer(run=key.run, round=key.round, blob=Blob(digest=f"{key.round}" * 64, size=3000, chunk=1024))
+        return Report(run=key.run, round=key.round, examples=1, metrics={"accuracy": float(digest)})
+    return Offer(run=key.run, round=key.round, blob=Blob(digest=f"{digest:x}" * 64, size=3 * CHUNK, chunk=CHUNK))
 
 
-def _session_event(script: Script, fetching: Task | None, working: Task | None, keys: list[Key]) -> Any:
-    match script.below(14):
-        case 0 | 1:
-            return _task(script)
-        case 2 | 3 if fetching:
-            return Fetched(Key.of(fetching))
-        case 4 | 5 if working:
-            return Done(Key.of(working), _answer(Key.of(working)))
-        case 2:
-            return Fetched(script.of(keys))
-        case 6:
-            return Failed(script.of(keys), "code", "why")
-        case 7:
-            key = script.of(keys)
-            kind = script.of(("offer", "failure", "report"))
-            return Receipt(run=key.run, round=key.round, answers=kind, accepted=script.below(3) > 0)  # type: ignore[arg-type]
-        case 8:
-            first = script.below(6)
-            span = ((first, first + 1 + script.below(255)),)
-            return Grant(run=script.of(("r", "s")), digest=script.of("0123") * 64, ranges=span)
-        case 9:
-            return HealthChanged(script.below(2) == 0, "hot")
-        case 10:
-            return CoordinatorState(online=script.below(3) > 0, epoch=script.below(4), run="r")
-        case 11:
-            return TaskCleared()
-        case 12:
-            return Stalled()
-        case _:
-            return LinkDown() if script.below(3) == 0 else LinkUp()
+@cache
+def _receipt(run: str, number: int, answers: Kind, accepted: bool) -> Receipt:
+    return Receipt(run=run, round=number, answers=answers, accepted=accepted)
+
+
+@cache
+def _grant(run: str, digest: int, first: int, size: int) -> Grant:
+    return Grant(run=run, digest=f"{digest:x}" * 64, ranges=((first, first + 1 + size),))
+
+
+@cache
+def _state(online: bool, epoch: int) -> CoordinatorState:
+    return CoordinatorState(online=online, epoch=epoch, run="r")
+
+
+class _Device:
+    """A session and what surrounds it: the workbench, the disk, the link and what is known of the coordinator."""
+
+    def __init__(self) -> None:
+        self.machine = Session()
+        self.fetching: Task | None = None
+        self.working: Task | None = None
+        self.cancelled: Task | None = None
+        """Whose result may still have reached the disk."""
+        self.done: Key | None = None
+        self.answer: Offer | Report | None = None
+        """Both as the disk has them."""
+        self.linked = False
+        self.there, self.epoch = True, -1
+        self.healthy = True
+        self.keys = [Key("r", 1, "train", "a" * 64)]
+        self.numbers = count()
+
+    def next(self, script: Script) -> Event | None:
+        """What happens; None: a restart."""
+        kind, pick = script.below(16), script.below(8)
+        match kind:
+            case 0 | 1:
+                action: Literal["train", "personalize"] = script.of(("train", "personalize"))
+                return _task("rs"[pick == 7], action, script.below(4), script.of("ab"), script.below(2))
+            case 2 if self.fetching:
+                return Fetched(Key.of(self.fetching))
+            case 3 | 4 if self.working or self.cancelled:
+                task = self.cancelled if self.cancelled and (pick == 0 or not self.working) else self.working
+                assert task is not None
+                return Done(Key.of(task), _answer(Key.of(task), next(self.numbers) % 16))
+            case 5:
+                return Fetched(script.of(self.keys))
+            case 6:
+                now = self.working or self.fetching
+                return Failed(Key.of(now) if now and pick else script.of(self.keys), "code", "why")
+            case 7 | 8:
+                said = self.machine.answer
+                if said and pick < 5:  # its own, or nearly so
+                    kinds = (said.kind, said.kind, said.kind, *KINDS)
+                    number = said.round if script.below(4) else said.round + 1
+                    return _receipt(said.run, number, script.of(kinds), script.below(3) > 0)
+                return _receipt("rs"[pick == 7], script.below(4), script.of(KINDS), script.below(3) > 0)
+            case 9:
+                own = isinstance(self.machine.answer, Offer) and pick < 6
+                digest = int(self.machine.answer.blob.digest[0], 16) if own else script.below(16)  # type: ignore[union-attr]
+                return _grant("rs"[pick == 7], digest, script.below(6), script.below(255))
+            case 10:
+                return HealthChanged(pick > 2, "hot")
+            case 11:
+                return _state(pick > 2, script.below(4))
+            case 12:
+                return TaskCleared()
+            case 13:
+                return Stalled()
+            case 14:
+                return None
+            case _:
+                return LinkUp() if pick > 2 else LinkDown()
+
+    def restart(self) -> None:
+        self.machine = Session(self.done, self.answer)
+        self.fetching = self.working = self.cancelled = None
+        self.linked, self.there, self.epoch, self.healthy = False, True, -1, True
+
+    def note(self, event: Event) -> None:
+        """What is so, whatever the session makes of it."""
+        match event:
+            case LinkUp():
+                self.linked = True
+            case LinkDown():
+                self.linked = False
+            case CoordinatorState(online=online, epoch=epoch):
+                if online or epoch >= self.epoch:  # not the will of an earlier start
+                    self.there, self.epoch = online, epoch
+            case HealthChanged(ok, _):
+                self.healthy = ok
+            case Task():
+                self.keys.append(Key.of(event))
+            case Fetched() | Failed():
+                self.cancelled = None
+            case Done(key, answer):
+                if self.working and Key.of(self.working) == key:
+                    self.working = None
+                self.cancelled = None
+                self.done, self.answer = key, answer
+
+    def do(self, action: Action, event: Event) -> None:
+        match action:
+            case Fetch(task):
+                assert self.healthy
+                assert (self.fetching, self.working) == (None, None), "two things at a time"
+                assert Key.of(task) != self.done, "the same work twice"
+                self.fetching = task
+            case Work(task):
+                assert self.fetching is not None
+                assert (Key.of(self.fetching), self.working) == (Key.of(task), None)
+                self.fetching, self.working = None, task
+            case Cancel():
+                self.cancelled = self.working
+                self.fetching = self.working = None
+            case Say(answer):
+                assert self.linked and self.there, "to nobody"  # noqa: PT018 (one thing)
+                assert answer == self.machine.answer
+            case Send(blob, ranges):
+                assert isinstance(event, Grant)
+                assert self.answer is not None
+                assert self.answer == self.machine.answer
+                assert (event.run, event.digest, blob.digest) == (self.answer.run, blob.digest, self._digest)
+                assert all(0 <= first < end <= blob.chunks for first, end in ranges)
+            case Forget(answer, accepted):
+                assert answer == self.answer, "what is forgotten is what is kept"
+                if isinstance(event, Receipt):
+                    assert (event.run, event.round, event.answers) == (answer.run, answer.round, answer.kind)
+                    assert accepted == event.accepted
+                else:
+                    assert not accepted
+                    assert isinstance(event, Task | Done)
+                self.answer = None
+                self.done = self.done if accepted else None
+
+    @property
+    def _digest(self) -> str:
+        return self.answer.blob.digest if isinstance(self.answer, Offer) else ""
+
+    def check(self, event: Event | None, before: tuple[object, ...], actions: list[Action]) -> None:
+        machine = self.machine
+        kept = machine.answer if isinstance(machine.answer, Offer | Report) else None
+        assert (machine.done, kept) == (self.done, self.answer), "a restart would know something else"
+        assert (machine.phase is Phase.FETCHING) == (self.fetching is not None)
+        assert (machine.phase is Phase.WORKING) == (self.working is not None)
+        assert (machine.phase is Phase.ANSWERING) == (machine.answer is not None)
+        heard = machine.answer is not None and self.linked and self.there
+        news = before[:3] != (self.linked, self.there, self.epoch)
+        if heard and (news or isinstance(event, LinkUp | Stalled | Done)):
+            assert Say(machine.answer) in actions, "it has an answer and does not say it"  # type: ignore[arg-type]
+        if isinstance(event, Failed) and before[3] != event.key:
+            assert not actions, "the failure of something else"
+        if isinstance(event, Done) and before[3] not in (None, event.key):
+            assert self.fetching or self.working, "what is under way is not ended by what was overtaken"
+        reached(
+            machine.phase, type(machine.answer), machine.task is None, self.done is None, self.cancelled is None,
+            self.linked, self.there, self.healthy, type(event), *map(type, actions),
+        )  # fmt: skip
 
 
 def session(data: bytes) -> None:
-    """Any order of what a device hears: it never works on two things at once, never forgets an answer without its
-    receipt unless it was overtaken, never sends chunks that it has not, and never sends while there is no link."""
-    script, machine = Script(data), Session()
-    fetching: Task | None = None
-    working: Task | None = None
-    linked = False
-    keys = [Key("r", 1, "train", "a" * 64)]
-    for _ in range(120):
-        if not script:
-            return
-        event = _session_event(script, fetching, working, keys)
-        linked = True if isinstance(event, LinkUp) else False if isinstance(event, LinkDown) else linked
-        before = machine.answer
-        if isinstance(event, Task):
-            keys.append(Key.of(event))
-        if isinstance(event, Done):
-            fetching = working = None
-        for action in machine.handle(event):
-            match action:
-                case Fetch(task):
-                    assert (fetching, working) == (None, None)
-                    fetching = task
-                case Work(task):
-                    assert fetching is not None
-                    assert (Key.of(fetching), working) == (Key.of(task), None)
-                    fetching, working = None, task
-                case Cancel():
-                    fetching = working = None
-                case Say(answer):
-                    assert linked
-                    assert answer == machine.answer
-                case Send(blob, ranges):
-                    assert isinstance(machine.answer, Offer)
-                    assert machine.answer.blob == blob
-                    assert all(0 <= first < end <= blob.chunks for first, end in ranges)
-                case Forget(answer, accepted):
-                    if accepted:
-                        assert isinstance(event, Receipt)
-                        assert event.accepted
-                        assert (event.run, event.round, event.answers) == (answer.run, answer.round, answer.kind)
-                        assert answer == before
-                    assert isinstance(event, Receipt | Task | TaskCleared | Done)
-        if isinstance(event, Failed) and machine.phase is Doing.ANSWERING:
-            fetching = working = None
-        assert (machine.phase is Doing.FETCHING) == (fetching is not None)
-        assert (machine.phase is Doing.WORKING) == (working is not None)
-        assert (machine.phase is Doing.ANSWERING) == (machine.answer is not None)
+    """Any order of what a device hears, and restarts: it never works on two things at once nor twice on the same, never
+    forgets an answer without its receipt unless it was overtaken, says it whenever somebody may have begun to listen
+    and to nobody else, never sends chunks that it has not, and knows after a restart what it knew before."""
+    device = _Device()
+    for script in events(data, MOST):
+        event = device.next(script)
+        busy = device.working or device.fetching
+        before = (device.linked, device.there, device.epoch, busy and Key.of(busy))
+        actions: list[Action] = []
+        if event is None:
+            device.restart()
+            before = (device.linked, device.there, device.epoch, None)
+        else:
+            device.note(event)
+            if isinstance(event, Failed) and before[3] == event.key:
+                device.fetching = device.working = None
+            actions = device.machine.handle(event)
+            for action in actions:
+                device.do(action, event)
+        device.check(event, before, actions)

@@ -1,14 +1,26 @@
-"""Bytes as a script of events, and a folder for targets that need files."""
+"""Bytes as a script of events, the states that a script reaches, and a folder for targets that need files."""
 
 import atexit
+import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+WIDTH = 6
+"""Bytes of an event: all have as many, so that a mutation of one event leaves those after it as they are."""
+
+mark: Callable[[Hashable], object] = lambda state: None  # noqa: E731 (the fuzzer puts its own in this place)
+
+
+def reached(*state: object) -> None:
+    """Tell the fuzzer in what state a machine is: an input that leads to a new one is worth as much to it as one that
+    runs new lines."""
+    mark(state)
 
 
 class Script:
@@ -18,11 +30,10 @@ class Script:
         self._data = data
         self._at = 0
 
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
     def below(self, end: int) -> int:
-        return self.take(1)[0] % end if self else 0
+        at = self._at
+        self._at = at + 1
+        return self._data[at] % end if at < len(self._data) else 0
 
     def take(self, count: int) -> bytes:
         found = self._data[self._at : self._at + count]
@@ -31,6 +42,11 @@ class Script:
 
     def of(self, choices: Sequence[T]) -> T:
         return choices[self.below(len(choices))]
+
+
+def events(data: bytes, most: int) -> Iterator[Script]:
+    """Each event as a script of its own; no more than `most`."""
+    return (Script(data[at : at + WIDTH]) for at in range(0, min(len(data), most * WIDTH), WIDTH))
 
 
 @cache
@@ -45,6 +61,12 @@ def _folder() -> Path:
 def clean_folder() -> Path:
     """Empty, and the same each time."""
     folder = _folder()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    empty(folder)
     return folder
+
+
+def empty(folder: Path) -> None:
+    """Remove the files in it; it has no folders in it."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            os.unlink(entry.path)

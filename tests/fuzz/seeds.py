@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
+from script import WIDTH
 from targets import DECODERS
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "shared" / "golden"
-SCRIPTS = 64
+SCRIPTS = 32
 
 
 def corpus(target: str) -> Path:
@@ -37,22 +38,18 @@ def seeds(target: str) -> list[bytes]:
         case "infer":
             found += [golden["infer"], b"\2\3\4" + np.ones(12, "<f4").tobytes(), b"\2\1\4" + b"\xff" * 16]
         case _:
-            found += [_rounds()] if target == "coordinator" else []
+            found += [_rounds()] if target in ("coordinator", "buffered") else []
             draw = random.Random(target)
-            found += [draw.randbytes(draw.choice((20, 80, 300))) for _ in range(SCRIPTS)]
+            found += [draw.randbytes(WIDTH * draw.choice((3, 10, 30))) for _ in range(SCRIPTS)]
     return found
 
 
 def _rounds() -> bytes:
-    """For `targets.coordinator`: two ordinary rounds, in which the first two devices say everything twice."""
-    script = bytes([2, 1, 0])  # three rounds, a quorum of two, no `enough`
-    for number in (1, 2):
-        for device in (0, 0, 1, 1, 2):
-            said = bytes([2, device, number, 1])
-            script += said + bytes([1, 1])
-            for index in range(3):
-                script += said + bytes([3, index, 0, 1])
-    return script
+    """For the coordinator: ordinary rounds to the end, in which every device says everything twice."""
+    settings = bytes([1, 2, 0, 0, 2, 0])  # a quorum of two, three rounds, and what its devices do comes to an end
+    obey, offer = 6, 10
+    said = [bytes([kind, device, 0, 0, 1, 0]) for device in range(3) for kind in (obey, offer)]
+    return settings + b"".join(said * 4)
 
 
 def _template() -> bytes:
