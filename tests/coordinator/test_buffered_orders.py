@@ -2,48 +2,43 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
+from orders import DEVICES, Orders, device, template
 
 from coordinator.buffered import BufferedEngine
 from coordinator.events import (
     AbandonRound,
+    Action,
     AskDevices,
     CloseRound,
     Command,
-    DeviceAsleep,
     DeviceFailed,
-    DeviceOffline,
-    DeviceOnline,
-    Event,
     Finish,
     OpenPersonalization,
     OpenRound,
     Phase,
-    Quarantined,
-    Released,
     Reported,
-    Tick,
     UpdateAccepted,
     Verdict,
 )
 from shared.config_rounds import RoundSettings
-from shared.messages import Capabilities
-
-DEVICES = ("a", "b", "c", "d", "e")
-device = st.sampled_from(DEVICES)
-ABLE = Capabilities(profile="p", train=True)
 
 
-class AnyOrder(RuleBasedStateMachine):
+class AnyOrder(Orders):
+    kind = BufferedEngine
+
     @initialize(
         count=st.integers(1, 4),
         quorum=st.integers(1, 2),
         more=st.integers(0, 1),
         cohort=st.none() | st.integers(3, 4),
         staleness=st.integers(0, 2),
+        lacking=template,
     )
-    def start(self, count: int, quorum: int, more: int, cohort: int | None, staleness: int) -> None:
-        self.settings = RoundSettings(
+    def start(
+        self, count: int, quorum: int, more: int, cohort: int | None, staleness: int, lacking: Action | None
+    ) -> None:
+        chosen = RoundSettings(
             mode="buffered",
             count=count,
             quorum=quorum,
@@ -54,25 +49,16 @@ class AnyOrder(RuleBasedStateMachine):
             deadline_s=10,
             personalize_deadline_s=10,
         )
-        self.engine = BufferedEngine("run", self.settings, seed=1)
-        self.now = 0.0
-        self.online: set[str] = set()
-        self.known: set[str] = set()
-        self.quarantined: set[str] = set()
+        self.begin(chosen, lacking)
         self.closed = 0
         self.buffer: set[tuple[str, int]] = set()
         self.counted: set[tuple[str, int]] = set()
         self.asked: dict[str, int] = {}
-        self.finished = False
-
-    def send(self, event: Event) -> None:
-        for command in self.engine.handle(event, self.now):
-            assert not self.finished
-            self.check(command)
 
     def check(self, command: Command) -> None:
         match command:
             case OpenRound(number, _, cohort):
+                assert self.prepared or self.lacking != "train"
                 assert number == self.closed + 1
                 self.ask(number, [name for name in cohort if self.asked.get(name) is None or self.moved(name)])
                 assert all(self.engine.wanted(name) == "train" for name in cohort)
@@ -89,12 +75,13 @@ class AnyOrder(RuleBasedStateMachine):
             case AbandonRound():
                 assert len(self.buffer) < self.settings.quorum
             case OpenPersonalization(number):
+                assert self.prepared
                 assert self.closed == self.settings.count
                 assert number == self.closed + 1
                 self.ends = self.now + 10
                 self.asked.clear()
             case Finish(reported, failed, absent):
-                assert sorted([*reported, *failed, *absent]) == sorted(self.known)
+                assert sorted([*reported, *failed, *absent]) == sorted(self.able)
                 assert not set(absent) - self.quarantined or self.now >= self.ends
                 self.finished = True
 
@@ -107,35 +94,6 @@ class AnyOrder(RuleBasedStateMachine):
             assert name not in self.quarantined
             assert (name, number) not in self.counted, "it answered these tensors before"
             self.asked[name] = number
-
-    @rule(name=device, able=st.booleans())
-    def comes(self, name: str, able: bool) -> None:
-        self.online.add(name)
-        if able:
-            self.known.add(name)
-        self.send(DeviceOnline(name, Capabilities(profile="p", train=able)))
-
-    @rule(name=device)
-    def goes(self, name: str) -> None:
-        self.online.discard(name)
-        self.send(DeviceOffline(name))
-
-    @rule(name=device, seconds=st.sampled_from([1.0, 9.0, 30.0]))
-    def sleeps(self, name: str, seconds: float) -> None:
-        """It counts as there: only the engine knows how long it can wait."""
-        if name in self.online or name in self.known:
-            self.online.add(name)
-        self.send(DeviceAsleep(name, seconds))
-
-    @rule(name=device)
-    def is_quarantined(self, name: str) -> None:
-        self.quarantined.add(name)
-        self.send(Quarantined(name))
-
-    @rule(name=device)
-    def is_released(self, name: str) -> None:
-        self.quarantined.discard(name)
-        self.send(Released(name))
 
     @rule(name=device, back=st.integers(-1, 4))
     def answers(self, name: str, back: int) -> None:
@@ -163,32 +121,18 @@ class AnyOrder(RuleBasedStateMachine):
     def fails(self, name: str) -> None:
         self.send(DeviceFailed(name, self.engine.start(name), "broken"))
 
-    @rule(seconds=st.sampled_from([0.5, 4.0, 10.0]))
-    def waits(self, seconds: float) -> None:
-        self.now += seconds
-        self.send(Tick())
-
     @rule()
     def restarts(self) -> None:
         """A restart finds the same buffer, and everybody at work on the same tensors."""
-        snapshot, before = self.engine.snapshot(), {name: self.engine.start(name) for name in DEVICES}
+        before = {name: self.engine.start(name) for name in DEVICES}
         wanted = {name: self.engine.wanted(name) for name in DEVICES if name not in self.quarantined}
         failed_too = self.engine.phase is Phase.PERSONALIZING
         answered = self.buffer or {pair for pair in self.counted if pair[1] == self.engine.round and failed_too}
-        fresh = BufferedEngine("run", self.settings, seed=1)
-        fresh.restore(snapshot, sorted(answered), self.now)
-        assert fresh.snapshot() == snapshot
+        fresh = self.restarted(self.engine.snapshot(), sorted(answered))
         assert {name: fresh.start(name) for name in DEVICES} == before
         if not failed_too:
             assert {name: fresh.wanted(name) for name in wanted} == wanted
-        self.engine = fresh
-        self.ends = self.now + 10
-        for name in sorted(self.quarantined):
-            self.send(Quarantined(name))
-        for name in DEVICES:  # presence is retained
-            self.send(DeviceOnline(name, ABLE) if name in self.online & self.known else DeviceOffline(name))
-            if name not in self.known:
-                self.online.discard(name)
+        self.go_on_with(fresh)
 
     @invariant()
     def nobody_works_in_vain(self) -> None:
@@ -206,27 +150,6 @@ class AnyOrder(RuleBasedStateMachine):
         if self.engine.phase is Phase.COLLECTING:
             assert len(self.buffer) < self.settings.enough  # type: ignore[operator]
 
-    @invariant()
-    def time_goes_on(self) -> None:
-        due = self.engine.next_deadline(self.now)
-        if self.engine.phase in (Phase.COLLECTING, Phase.PERSONALIZING):
-            assert due is not None
-        assert due is None or due > self.now
 
-    def teardown(self) -> None:
-        """Every run ends, once enough devices are there and answer."""
-        if not hasattr(self, "engine"):
-            return
-        for name in DEVICES:
-            self.is_released(name)
-            self.comes(name, True)
-        for _ in range(4 * (self.settings.count + 2)):
-            for name in DEVICES:
-                if self.engine.wanted(name):
-                    self.answers(name, self.engine.round - self.engine.start(name))
-            self.waits(10.0)
-        assert self.finished
-
-
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 TestAnyOrder = AnyOrder.TestCase

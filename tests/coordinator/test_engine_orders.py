@@ -2,37 +2,30 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
+from orders import DEVICES, Orders, device, template
 
 from coordinator.engine import RoundEngine
 from coordinator.events import (
     AbandonRound,
+    Action,
     CloseRound,
     Command,
-    DeviceAsleep,
     DeviceFailed,
-    DeviceOffline,
-    DeviceOnline,
-    Event,
     Finish,
     OpenPersonalization,
     OpenRound,
     Phase,
-    Quarantined,
-    Released,
     Reported,
-    Tick,
     UpdateAccepted,
     Verdict,
 )
 from shared.config_rounds import RoundSettings
-from shared.messages import Capabilities
-
-DEVICES = ("a", "b", "c", "d", "e")
-device = st.sampled_from(DEVICES)
 
 
-class AnyOrder(RuleBasedStateMachine):
+class AnyOrder(Orders):
+    kind = RoundEngine
+
     @initialize(
         count=st.integers(1, 3),
         quorum=st.integers(1, 3),
@@ -40,9 +33,19 @@ class AnyOrder(RuleBasedStateMachine):
         extra=st.integers(0, 1),
         enough=st.none() | st.just(3),
         seed=st.integers(0, 9),
+        lacking=template,
     )
-    def start(self, count: int, quorum: int, cohort: int | None, extra: int, enough: int | None, seed: int) -> None:
-        self.settings = RoundSettings(
+    def start(
+        self,
+        count: int,
+        quorum: int,
+        cohort: int | None,
+        extra: int,
+        enough: int | None,
+        seed: int,
+        lacking: Action | None,
+    ) -> None:
+        chosen = RoundSettings(
             count=count,
             quorum=quorum,
             cohort=cohort,
@@ -51,28 +54,17 @@ class AnyOrder(RuleBasedStateMachine):
             deadline_s=10,
             personalize_deadline_s=10,
         )
-        self.seed = seed
-        self.engine = RoundEngine("run", self.settings, seed=seed)
-        self.now = 0.0
-        self.online: set[str] = set()
-        self.able: set[str] = set()
-        self.quarantined: set[str] = set()
+        self.begin(chosen, lacking, seed)
         self.opened: list[OpenRound] = []
         self.closed: list[int] = []
         self.counted: dict[int, list[str]] = {}
         self.asked: dict[int, set[str]] = {}
-        self.finished = False
-
-    def send(self, event: Event) -> None:
-        assert not self.finished or not self.engine.handle(event, self.now)
-        if not self.finished:
-            for command in self.engine.handle(event, self.now):
-                self.check(command)
 
     def check(self, command: Command) -> None:
         match command:
             case OpenRound(number, attempt, cohort):
                 assert number == len(self.closed) + 1
+                assert self.prepared or self.lacking != "train"
                 before = [o for o in self.opened if o.number == number]
                 assert attempt == len(before) + 1
                 assert cohort
@@ -92,6 +84,7 @@ class AnyOrder(RuleBasedStateMachine):
                 assert (number, attempt) == (self.opened[-1].number, self.opened[-1].attempt)
                 assert len(self.counted.get(number, ())) < self.settings.quorum
             case OpenPersonalization(number):
+                assert self.prepared
                 assert self.closed == list(range(1, self.settings.count + 1))
                 assert number == self.settings.count + 1
                 self.ends = self.now + self.settings.personalize_deadline_s
@@ -101,35 +94,6 @@ class AnyOrder(RuleBasedStateMachine):
                 assert {*reported, *failed, *absent} >= self.able
                 assert not set(absent) - self.quarantined or self.now >= self.ends, "it did not wait for everybody"
                 self.finished = True
-
-    @rule(name=device, able=st.booleans())
-    def comes(self, name: str, able: bool) -> None:
-        self.online.add(name)
-        if able and not self.finished:
-            self.able.add(name)
-        self.send(DeviceOnline(name, Capabilities(profile="p", train=able)))
-
-    @rule(name=device)
-    def goes(self, name: str) -> None:
-        self.online.discard(name)
-        self.send(DeviceOffline(name))
-
-    @rule(name=device, seconds=st.sampled_from([1.0, 9.0, 30.0]))
-    def sleeps(self, name: str, seconds: float) -> None:
-        """It counts as there: only the engine knows how long it can wait."""
-        if name in self.able:
-            self.online.add(name)
-        self.send(DeviceAsleep(name, seconds))
-
-    @rule(name=device)
-    def is_quarantined(self, name: str) -> None:
-        self.quarantined.add(name)
-        self.send(Quarantined(name))
-
-    @rule(name=device)
-    def is_released(self, name: str) -> None:
-        self.quarantined.discard(name)
-        self.send(Released(name))
 
     @rule(name=device, back=st.integers(-1, 1))
     def answers(self, name: str, back: int) -> None:
@@ -151,31 +115,13 @@ class AnyOrder(RuleBasedStateMachine):
     def fails(self, name: str, back: int) -> None:
         self.send(DeviceFailed(name, self.engine.round - back, "broken"))
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 4.0, 10.0]))
-    def waits(self, seconds: float) -> None:
-        self.now += seconds
-        self.send(Tick())
-
     @rule()
     def restarts(self) -> None:
         """A restart forgets who is online and who failed, gives the open phase its full time, and nothing else."""
-        snapshot = self.engine.snapshot()
         answered = self.counted.get(self.engine.round, [])
-        fresh = RoundEngine("run", self.settings, seed=self.seed)
-        fresh.restore(snapshot, [(name, self.engine.round) for name in answered], self.now)
-        assert fresh.snapshot() == snapshot
+        fresh = self.restarted(self.engine.snapshot(), [(name, self.engine.round) for name in answered])
         assert fresh.answered() == set(answered)
-        self.engine = fresh
-        self.ends = self.now + self.settings.personalize_deadline_s
-        for name in sorted(self.quarantined):
-            self.send(Quarantined(name))
-        for name in DEVICES:  # presence is retained
-            able = name in self.able
-            self.send(
-                DeviceOnline(name, Capabilities(profile="p", train=able))
-                if name in self.online
-                else DeviceOffline(name)
-            )
+        self.go_on_with(fresh)
 
     @invariant()
     def only_asked_devices_have_work(self) -> None:
@@ -190,29 +136,6 @@ class AnyOrder(RuleBasedStateMachine):
                     assert len(self.closed) == self.settings.count
                     assert name not in self.counted.get(self.engine.round, ())
 
-    @invariant()
-    def time_goes_on(self) -> None:
-        """An open phase always has a deadline, and it is never one that has passed unseen."""
-        due = self.engine.next_deadline(self.now)
-        if self.engine.phase in (Phase.COLLECTING, Phase.PERSONALIZING):
-            assert due is not None
-        assert due is None or due > self.now
 
-    def teardown(self) -> None:
-        """Every run ends, once enough devices are there and answer."""
-        if not hasattr(self, "engine"):
-            return
-        for name in DEVICES:
-            self.is_released(name)
-            self.comes(name, True)
-        for _ in range(self.settings.count + 1):
-            for _ in range(3):
-                for name in DEVICES:
-                    if self.engine.wanted(name):
-                        self.answers(name, 0)
-                self.waits(10.0)
-        assert self.finished
-
-
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestAnyOrder = AnyOrder.TestCase
