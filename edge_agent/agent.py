@@ -253,7 +253,7 @@ class Agent:
             case Send(blob, ranges):
                 self._upload.send(blob, ranges)
             case Forget(answer, accepted):
-                self._upload.stop()
+                self._upload.stop(taken=answer.run if accepted and isinstance(answer, Offer) else None)
                 self._store.forget(accepted=accepted)
                 self._traffic.settle(answer.run)
                 self._voice.rounds_done += accepted and isinstance(answer, Offer)

@@ -8,6 +8,7 @@
     downloads/             payloads, whole or in parts
     models/                exported models (edge_agent.export)
     budget                 what of the day's bytes is used up, on a metered link (edge_agent.budget)
+    pace                   how long the last update took on its way; a statistic as well
     traffic                bytes sent and received during the current run; a statistic, so no write waits for the disk
 
 A finished task becomes a generation: its files are written and synced first, then `current` is replaced in one step, so
@@ -64,6 +65,13 @@ class Traffic(Entry):
     down: int = 0
 
 
+class Pace(Entry):
+    """Seconds that the last update of this run took on its way."""
+
+    run: str = ""
+    upload_s: float = 0.0
+
+
 class Store:
     """One device's state folder. Opening it counts a start; StateError if another agent has it open, or if another
     version has written it in a format of its own.
@@ -89,6 +97,7 @@ class Store:
         self._check_format()
         self.epoch = self._count_start()
         self._traffic = read_entry(directory / "traffic", Traffic) or Traffic()
+        self._pace = read_entry(directory / "pace", Pace) or Pace()
         self._current, self._record = self._load()
         self._sweep()
 
@@ -167,16 +176,31 @@ class Store:
         """The same, written down; a killed process finds it again, and after a power failure there may be an older
         one, or none."""
         self._traffic = self.traffic(run, up=up, down=down)
-        temporary = self.directory / ".traffic.tmp"
-        temporary.write_bytes(sealed(self._traffic))
-        temporary.replace(self.directory / "traffic")
+        self._note("traffic", self._traffic)
         return self._traffic
+
+    # --- pace ---
+
+    def upload_s(self, run: str) -> float | None:
+        """Seconds that the last update of this run took on its way; None where that is not known."""
+        return self._pace.upload_s if self._pace.run == run else None
+
+    def took(self, run: str, seconds: float) -> None:
+        """An update of this run was on its way for so long."""
+        self._pace = Pace(run=run, upload_s=seconds)
+        self._note("pace", self._pace)
 
     # --- inside ---
 
     @property
     def _folder(self) -> Path:
         return self._generation(self._current.generation)
+
+    def _note(self, name: str, entry: Entry) -> None:
+        """Write it whole, without waiting for the disk."""
+        temporary = self.directory / f".{name}.tmp"
+        temporary.write_bytes(sealed(entry))
+        temporary.replace(self.directory / name)
 
     def _generation(self, number: int) -> Path:
         return self._generations / f"{number:07d}"

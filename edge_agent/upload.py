@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 
 from edge_agent.store import Store
 from shared.errors import LinkClosed, PacketTooLarge, StateError
@@ -13,20 +14,33 @@ log = logging.getLogger(__name__)
 
 
 class Upload:
-    """What is granted while something is being sent waits its turn; granted twice, it is sent once."""
+    """What is granted while something is being sent waits its turn; granted twice, it is sent once.
+
+    How long an update was on its way, from the first grant to its receipt, is kept for the rounds to come, if all of it
+    went in one go.
+    """
 
     def __init__(self, link: Link, topic: str, store: Store) -> None:
         self._link, self._topic, self._store = link, topic, store
         self._granted: set[int] = set()
         self._sending: asyncio.Task[None] | None = None
+        self._began: float | None = None
+        self._left: set[int] = set()
 
     def send(self, blob: Blob, ranges: Ranges) -> None:
-        self._granted.update(indices(ranges, blob.chunks))
+        if self._began is None:
+            self._began, self._left = time.monotonic(), set(range(blob.chunks))
+        chosen = indices(ranges, blob.chunks)
+        self._left.difference_update(chosen)
+        self._granted.update(chosen)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send(blob))
 
-    def stop(self) -> None:
-        """Send nothing more of it."""
+    def stop(self, *, taken: str | None = None) -> None:
+        """Send nothing more of it. taken: the run that it was accepted for."""
+        if taken is not None and self._began is not None and not self._left:
+            self._store.took(taken, time.monotonic() - self._began)
+        self._began = None
         self._granted.clear()
         if self._sending is not None:
             self._sending.cancel()
@@ -41,4 +55,4 @@ class Upload:
         except (PacketTooLarge, StateError, OSError) as error:
             log.error("the update cannot be sent: %s", error)
         except LinkClosed:
-            pass
+            self._began = None

@@ -24,7 +24,7 @@ from shared.transfer import Download, chunk_size
 log = logging.getLogger(__name__)
 
 UPLOAD_TIMES = 2
-"""How much longer than the download an update may take on its way: mobile links are slower upwards."""
+"""How much longer than the download the first update may take on its way: mobile links are slower upwards."""
 MARGIN = 0.05
 """Share of the time that is left for what surrounds training: evaluation, encoding, the disk."""
 
@@ -170,6 +170,8 @@ class Workbench:
         left = deadline - time.monotonic()
         if left <= 0:
             raise OutOfTime("the deadline passed while the payload was being fetched")
+        known_s = self._store.upload_s(task.run)
+        upload_s = UPLOAD_TIMES * self._fetch_s if known_s is None else known_s
         job = Job(
             task=task,
             device=self._config.device,
@@ -183,7 +185,7 @@ class Workbench:
             threads=self._config.threads or self._profile.training.threads,
             trust=self._config.trust,
             deadline_s=left,
-            reserve_s=min(left / 2, UPLOAD_TIMES * self._fetch_s + MARGIN * left),
+            reserve_s=min(left / 2, upload_s + MARGIN * left),
         )
         started = time.monotonic()
         outcome = await self._do(job)

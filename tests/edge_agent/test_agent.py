@@ -12,6 +12,7 @@ from edge_agent.agent import Agent
 from edge_agent.health import Reading
 from edge_agent.job import Outcome
 from edge_agent.store import Store
+from edge_agent.workbench import MARGIN
 from shared.codec import encode_message
 from shared.config import AgentConfig
 from shared.messages import Blob, Chunk, Failure, Grant, Offer, Presence, Receipt, Report, Want
@@ -70,6 +71,34 @@ async def test_traffic_is_summed_over_restarts(
         await train(coordinator, 2, action="personalize")
         report = await coordinator.hears(Report)
     assert report.metrics["bytes_up"] >= len(DATA)
+
+
+async def test_time_for_the_upload_is_what_the_last_whole_one_took(
+    config: AgentConfig, coordinator: ScriptedCoordinator, echo: Echo, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        async with running(config, coordinator, echo):  # a device that lies down after every round
+            await train(coordinator, number)
+            offer = await coordinator.hears(Offer, number)
+            if number == 1:
+                await coordinator.pull(offer, tmp_path / "update")
+            else:  # the rest of it came in an earlier life
+                await coordinator.say(Grant(run="run", digest=offer.blob.digest, ranges=((0, 1),)))
+                await coordinator.hears(Chunk, offer.blob.chunks + number - 1)
+            await coordinator.receipt(offer)
+            await train(coordinator, number, action="personalize")  # once its report is heard, all is settled
+            await coordinator.receipt(await coordinator.hears(Report, number))
+        store = Store(config.state_dir)
+        took = store.upload_s("run")
+        store.close()
+        if number == 1:
+            known = took
+            assert known is not None
+            assert store.upload_s("another") is None
+        assert took == known
+        if number > 1:
+            job = next(job for job in echo.jobs if (job.task.round, job.task.action) == (number, "train"))
+            assert job.reserve_s == pytest.approx(known + MARGIN * job.deadline_s)
 
 
 async def test_an_offer_without_a_grant_is_repeated(
