@@ -136,9 +136,11 @@ class Layout:
 
 def units(config: AgentConfig, profile: Profile, layout: Layout) -> dict[str, str]:
     """Name -> text of what systemd is told. A device that sleeps has a timer; the service is then started by it."""
-    command = [str(layout.inside(layout.home / "current/bin/talaria-agent")), "run", "-c"]
-    command += [str(layout.inside(layout.config)), "--set", f"state_dir={STATE}"]
-    credentials = ""
+    command = [str(layout.inside(layout.home / "current/bin/talaria-agent")), "run", "-c", f"%d/{layout.config.name}"]
+    command += ["--set", f"state_dir={STATE}"]
+    credentials = (
+        f"LoadCredential={layout.config.name}:{layout.inside(layout.config)}\n"  # `enrol` made it root's alone
+    )
     for setting, path in secrets(config):
         command += ["--set", f"{setting}=%d/{setting}"]
         credentials += f"LoadCredential={setting}:{str(path).replace('%', '%%')}\n"  # % is systemd's own mark

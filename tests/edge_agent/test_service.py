@@ -97,13 +97,15 @@ def test_every_profile_leaves_the_system_a_tenth_and_its_trainer_what_it_may_tak
             assert memory_max_mib(profile) > profile.training.memory_mib
 
 
-def test_secrets_reach_the_agent_as_credentials_whoever_it_runs_as(tmp_path: Path) -> None:
+def test_settings_and_secrets_reach_the_agent_as_credentials_whoever_it_runs_as(tmp_path: Path) -> None:
     folder = tmp_path / "100%"
     folder.mkdir()
     text = units(config(folder), load_profile("rpi-4b"), Layout())[UNIT]
     for setting in ("broker.ca_file", "broker.cert_file", "broker.key_file", "coordinator_key"):
         assert f"--set {setting}=%d/{setting}" in text
     assert f"LoadCredential=broker.key_file:{tmp_path}/100%%/key_file.pem\n" in text
+    assert "run -c %d/agent.toml" in text
+    assert "LoadCredential=agent.toml:/etc/talaria/agent.toml\n" in text
 
 
 def test_installing_twice_is_installing_once_and_uninstalling_leaves_what_is_the_owners(
