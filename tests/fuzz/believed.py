@@ -124,11 +124,16 @@ def _shifted(topic: str, payload: bytes) -> tuple[str, bytes]:
 CONTENT = bytes(range(256)) * 12
 
 
-def _blob(size: int, chunk: int) -> Blob:
-    return Blob(digest=hashlib.sha256(CONTENT[:size]).hexdigest(), size=size, chunk=chunk)
+def _blob(data: bytes, chunk: int) -> Blob:
+    return Blob(digest=hashlib.sha256(data).hexdigest(), size=len(data), chunk=chunk)
 
 
-BLOBS = (_blob(3072, 512), _blob(2972, 1024), _blob(1024, 1024))
+DATA = {
+    _blob(data, chunk): data
+    for data, chunk in ((CONTENT, 512), (CONTENT[::-1], 512), (CONTENT[5:], 1024), (CONTENT[:1024], 1024))
+}
+"""Two of them differ in nothing but their bytes."""
+BLOBS = tuple(DATA)
 
 
 class _Transfer:
@@ -154,7 +159,7 @@ class _Transfer:
         self.kept = blob, set(self.have) if self.finished != blob else set(), set(self.wrong)
 
     def add(self, index: int, *, wrong: bool) -> None:
-        part = CONTENT[: self.blob.size][index * self.blob.chunk : (index + 1) * self.blob.chunk]
+        part = DATA[self.blob][index * self.blob.chunk : (index + 1) * self.blob.chunk]
         try:
             new = self.assembly.add(index, part[::-1] if wrong else part)
         except MalformedPayload:
@@ -194,7 +199,7 @@ class _Transfer:
             assert self.wrong
             self.have, self.wrong, self.kept = set(), set(), (self.blob, set(), set())
             return
-        assert found == CONTENT[: self.blob.size]
+        assert found == DATA[self.blob]
         assert not self.wrong
         self.finished, self.kept = self.blob, (self.blob, set(), set())
 

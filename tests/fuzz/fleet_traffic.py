@@ -50,17 +50,21 @@ def _happen(world: World, script: Script) -> None:
         case 3:
             world.restart()
         case 4:
-            world.verify()
+            world.verify(pick)
         case 5:
             world.work()
         case 6 | 7 | 8 | 9:
             world.obey(device)
         case 10 | 11:
             world.hear(device, offer(device, number, run))
+            if argument < 64:
+                world.upload(device, number)
+        case 12 if argument < 64:
+            world.grants[device].clear()  # lost on the way
         case 12:
             world.upload(device, number)
         case 13 | 14:
-            wrong = argument >> 4 == 1
+            wrong = kind == 14
             world.spoilt |= wrong
             world.hear(device, chunk(device, number, argument % 3, wrong=wrong))
         case 15 | 16:
@@ -93,7 +97,7 @@ def _run(data: bytes, engine: type[Rounds], mode: Mode) -> None:
             facts = world.engine
             reached(facts.phase, facts.round, facts.attempt > 1, *map(facts.wanted, DEVICES), len(world.spawned) > 0,
                     world.jobs.qsize() > 0, len(world.accepted[facts.round]), len(world.reported))  # fmt: skip
-        if first.below(4) == 0:
+        if first.below(2) == 0:
             world.end()
         for coroutine in world.spawned:
             coroutine.close()

@@ -116,10 +116,10 @@ class World:
 
     # --- work -------------------------------------------------------------------------------------------------------
 
-    def verify(self) -> None:
+    def verify(self, which: int = 0) -> None:
         """The disk is done with one update."""
         if self.spawned:
-            _at_once(self.spawned.pop(0))
+            _at_once(self.spawned.pop(which % len(self.spawned)))
 
     def work(self) -> None:
         """One job, as the conductor does it."""
@@ -166,6 +166,7 @@ class World:
         while self.spawned or not self.jobs.empty():
             self.verify()
             self.work()
+        assert not self.inbox._arrived, "a device is not heard any more"
 
     def handle(self, event: Event) -> None:
         if isinstance(event, Quarantined):
@@ -216,7 +217,9 @@ class World:
 
     def check(self) -> None:
         desk = self.inbox.desk
-        assert desk is None or 0 <= desk.granted <= GRANTED
+        if desk is not None:
+            assert 0 <= desk.granted <= GRANTED
+            assert (desk.granted > 0) == (desk.next_deadline() is not None), "credit that nobody has"
         due = self.engine.next_deadline(self.now)
         open_ = self.engine.phase in (Phase.COLLECTING, Phase.PERSONALIZING)
         assert due > self.now if due is not None else not open_
@@ -257,6 +260,8 @@ class World:
                 self.upload(device, number)
             case "personalize":
                 self.hear(device, report(self.engine.round))
+            case None:  # it does not know of its quarantine
+                self.upload(device, self.engine.start(device))
 
     def upload(self, device: str, number: int) -> None:
         """Everything that was granted of it, and what is granted meanwhile."""
