@@ -61,6 +61,8 @@ def install(config_path: Path, root: Path, dry_run: bool) -> None:
     systemctl(layout, "enable", unit)
     if running(layout):
         systemctl(layout, "daemon-reload")
+        if unit == TIMER:
+            systemctl(layout, "stop", UNIT)  # it may be one that never ends
         systemctl(layout, "restart", unit)
         click.echo(f"{unit} is enabled and started; follow it with: journalctl -fu talaria-agent")
     else:
@@ -135,11 +137,12 @@ def running(layout: Layout) -> bool:
     return layout.root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
-def systemctl(layout: Layout, *arguments: str) -> None:
-    """StateError with what it said, where it fails."""
+def systemctl(layout: Layout, *arguments: str) -> str:
+    """What it prints; StateError with what it said, where it fails."""
     if shutil.which("systemctl") is None:
         raise StateError("there is no systemctl: run the agent under your own supervisor, with `talaria-agent run`")
     at = () if running(layout) else ("--root", str(layout.root))
     done = subprocess.run(["systemctl", *at, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise StateError(f"systemctl {' '.join(arguments)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout.strip()

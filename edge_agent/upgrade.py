@@ -34,10 +34,12 @@ SETTLED_S = 5.0
 @dataclass(frozen=True)
 class Service:
     """How the agent is started and stopped: by systemd, on a device. `restart` returns when it has said that it is
-    ready, and raises StateError where it does not."""
+    ready, and raises StateError where it does not. `finished`: it has ended since, by itself and without an error, as
+    the agent of a device that sleeps does when there is nothing to do."""
 
-    stop: Callable[[], None]
-    restart: Callable[[], None]
+    stop: Callable[[], object]
+    restart: Callable[[], object]
+    finished: Callable[[], bool]
 
 
 def layout_here() -> Layout:
@@ -141,7 +143,7 @@ def _switch(
     point(layout.home / "current", target)
     try:
         service.restart()
-        _wait(layout, target.name, before, wait_s)
+        _wait(layout, target.name, service, before, wait_s)
     except StateError as error:
         tell(f"{target.name} does not work: {error}; going back to {current.name}")
         point(layout.home / "current", current)
@@ -150,12 +152,15 @@ def _switch(
     tell(f"{target.name} is in service")
 
 
-def _wait(layout: Layout, version: str, before: Mapping[str, Any], wait_s: float) -> None:
-    """Until the agent answers, connected if it was before, and is still the same one a little later."""
+def _wait(layout: Layout, version: str, service: Service, before: Mapping[str, Any], wait_s: float) -> None:
+    """Until the agent answers, connected if it was before, and is still the same one a little later; or has done its
+    work and sleeps."""
     end = time.monotonic() + wait_s
     since, process = time.monotonic(), None
     while time.monotonic() < end:
         facts = _facts(layout)
+        if not facts and service.finished():
+            return
         well = bool(facts) and (facts.get("connected") or not before.get("connected"))
         if not well or facts.get("pid") != process:
             since, process = time.monotonic(), facts.get("pid") if well else None

@@ -27,7 +27,13 @@ def upgrade(wheel: Path | None, rollback: bool, wait_s: float) -> None:
     if (wheel is None) == (not rollback):
         raise click.UsageError("give a wheel, or --rollback")
     layout = layout_here()
-    service = Service(stop=lambda: systemctl(layout, "stop", UNIT), restart=lambda: systemctl(layout, "restart", UNIT))
+    service = Service(
+        stop=lambda: systemctl(layout, "stop", UNIT),
+        restart=lambda: systemctl(layout, "restart", UNIT),
+        finished=lambda: (
+            set(systemctl(layout, "show", "-P", "ActiveState", "-P", "Result", UNIT).split()) == {"inactive", "success"}
+        ),
+    )
     if wheel is None:
         roll_back(layout, service, click.echo, wait_s=wait_s)
     else:

@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import time
 import venv
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,38 +27,13 @@ from shared.profiles import load_profile
 from shared.settings import load_agent_config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "broker/support"))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from brokers import Mosquitto
+from wheels import SOURCE, wheel
 
-SOURCE = Path(__file__).parents[2]
-PACKAGES = ("shared", "edge_agent", "firmware_profiles")
-"""What an agent needs: the fewer files pip has to move, the better."""
 READY_S = 120
 pytestmark = pytest.mark.timeout(600)  # pip, doctors and importing libraries, several times over
-
-
-def wheel(folder: Path, version: str, changes: Mapping[str, str] = {}) -> Path:
-    """The project as a wheel of that version; `changes` replaces files, or adds some."""
-    folder.mkdir(exist_ok=True)
-    path = folder / f"talaria-{version}-py3-none-any.whl"
-    files = {
-        file.relative_to(SOURCE).as_posix(): file.read_text(encoding="utf-8")
-        for package in PACKAGES
-        for file in (SOURCE / package).rglob("*")
-        if file.suffix in (".py", ".toml", ".j2")
-    }
-    info = f"talaria-{version}.dist-info"
-    files |= {
-        **changes,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: talaria\nVersion: {version}\nRequires-Dist: click>=8.1\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\ntalaria-agent = edge_agent.cli:main\n",
-    }
-    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return path
 
 
 class Boot:
@@ -68,7 +42,7 @@ class Boot:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.process: subprocess.Popen[bytes] | None = None
-        self.service = Service(stop=self.stop, restart=self.restart)
+        self.service = Service(stop=self.stop, restart=self.restart, finished=lambda: False)
 
     def stop(self) -> None:
         if self.process is not None:
