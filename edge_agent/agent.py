@@ -113,6 +113,7 @@ class Agent:
         loops = [
             asyncio.create_task(loop())
             for loop in (
+                self._stopping.wait,  # also before the broker was ever there
                 self._serve,
                 self._receive,
                 self._voice.speak,
@@ -124,7 +125,7 @@ class Agent:
         ]
         try:
             await self._link.open()
-            if self._trainer and self._profile.training.enabled:
+            if self._trainer and self._profile.training.enabled and not self._lies_down:  # it mostly wakes for nothing
                 await self._trainer.warm()
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in done:

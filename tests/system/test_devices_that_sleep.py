@@ -6,7 +6,7 @@ from scripted_fleet import constant, device, running
 from shared.codec import decode_presence
 from shared.topics import Topics
 
-NAP_S = 6.0
+NAP_S = 3.0
 
 
 async def _asleep(phone: Agent, since: int = 0) -> None:
@@ -55,7 +55,7 @@ async def test_a_timer_that_starts_it_until_there_is_nothing_to_do(system: Syste
     sleeps, and keeps what waits for it."""
     broker = system.start_broker(persistent=True)
     coordinator = await system.coordinator(devices=2, exports=False)
-    phone = await system.agent("phone", options=("--until-idle",), wakes_every_s=3600.0, stall_s=1.0)
+    phone = await system.agent("phone", options=("--until-idle",), wakes_every_s=3600.0, stall_s=0.5)
     async with running(device(system, "other", constant(1, 1))):
         wakings = 0
         while not coordinator.events("reported", device="phone"):
