@@ -38,7 +38,7 @@ def seeds(target: str) -> list[bytes]:
         case "infer":
             found += [golden["infer"], b"\2\3\4" + np.ones(12, "<f4").tobytes(), b"\2\1\4" + b"\xff" * 16]
         case _:
-            found += [_rounds()] if target in ("coordinator", "buffered") else []
+            found += [_rounds(), _mishaps()] if target in ("coordinator", "buffered") else []
             draw = random.Random(target)
             found += [draw.randbytes(WIDTH * draw.choice((3, 10, 30))) for _ in range(SCRIPTS)]
     return found
@@ -50,6 +50,17 @@ def _rounds() -> bytes:
     obey, offer = 6, 10
     said = [bytes([kind, device, 0, 0, 1, 0]) for device in range(3) for kind in (obey, offer)]
     return settings + b"".join(said * 4)
+
+
+def _mishaps() -> bytes:
+    """For the coordinator: of every update a chunk is wrong, then its grants are lost, then it comes to its end."""
+    offer, grants, chunk, obey = 10, 12, 14, 6
+    said = [
+        bytes([kind, device, 0, argument, 1, 0])
+        for kind, argument in ((offer, 66), (chunk, 66), (obey, 0), (offer, 66), (grants, 0))
+        for device in range(3)
+    ]
+    return bytes([1, 2, 0, 0, 2, 0]) + b"".join(said)
 
 
 def _template() -> bytes:
