@@ -7,6 +7,7 @@ import pytest
 from echo import DATA, FINE, Echo, retained_presence, running, train
 from scripted import ScriptedCoordinator, make_task
 
+from coordinator.broker import free_port
 from edge_agent import health
 from edge_agent.agent import Agent
 from edge_agent.health import Reading
@@ -15,7 +16,9 @@ from edge_agent.store import Store
 from edge_agent.workbench import MARGIN
 from shared.codec import encode_message
 from shared.config import AgentConfig
+from shared.config_base import BrokerSettings
 from shared.messages import Blob, Chunk, Failure, Grant, Offer, Presence, Receipt, Report, Want
+from shared.mqtt import MqttLink
 
 
 async def test_a_full_round(config: AgentConfig, coordinator: ScriptedCoordinator, echo: Echo, tmp_path: Path) -> None:
@@ -417,3 +420,16 @@ async def test_a_stop_without_a_broker_is_bounded(
             await train(coordinator)
             await coordinator.hears(Offer)
             coordinator.broker.cut("talaria-device")
+
+
+async def test_a_stop_before_a_broker_was_ever_there_is_heard(
+    config: AgentConfig, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.agent.GOODBYE_S", 0.1)
+    settings = BrokerSettings(url=f"mqtt://127.0.0.1:{free_port()}")
+    agent = Agent(config, lambda client_id, will: MqttLink(settings, client_id, will), echo, look=lambda: FINE)
+    async with asyncio.timeout(10):
+        run = asyncio.create_task(agent.run())
+        await asyncio.wait({run}, timeout=0.1)  # it has begun, and there is nobody whom it could reach
+        agent.stop()
+        await run
