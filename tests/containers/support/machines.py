@@ -25,22 +25,21 @@ VERSION = "/opt/talaria/versions/0.1.0"
 STATE = "/var/lib/talaria/agent"
 LIBRARIES = """
 python3 -m venv /opt/talaria/versions/0.1.0
-cd /opt/talaria/versions/0.1.0/lib/python3*/site-packages && echo /image$PWD | sed s,versions/0.1.0/,, >image.pth
 /opt/talaria/versions/0.1.0/bin/pip install --quiet --no-deps --no-index /given/wheels/talaria-0.1.0-py3-none-any.whl
+cd /opt/talaria/versions/0.1.0/lib/python3*/site-packages && echo /image$PWD | sed s,versions/0.1.0/,, >image.pth
 """
 RUN = """
 [model]
 name = "digitscnn"
 [algorithm]
-name = "fedper"
+name = "fedavg"
 lr = 0.05
 batch_size = 16
 [rounds]
-count = 3
+count = 20
 min_devices = 1
 quorum = 1
 deadline_s = 120
-retry_after_s = 1
 """
 DATA = """
 [data]

@@ -4,6 +4,7 @@ USER root
 RUN apt-get -qq update \
  && apt-get -qq install --yes --no-install-recommends systemd systemd-sysv dbus >/dev/null \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb \
+ && systemctl disable mosquitto \
  && userdel talaria && rm -rf /var/lib/talaria /etc/talaria
 # As on a machine: without it nothing that systemd mounts for a service, credentials above all, gets there.
 ENTRYPOINT ["/bin/sh", "-c", "mount --make-rshared / && exec /sbin/init"]
