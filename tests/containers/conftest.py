@@ -2,14 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
-
-from containers import Fleet
 
 ASKED = "TALARIA_CONTAINERS"
 
@@ -22,14 +19,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.timeout(900))
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Broker, coordinator and four devices, started; gone afterwards, whatever happened."""
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
-    try:
-        fleet.up()
-        yield fleet
-    finally:
-        fleet.down()

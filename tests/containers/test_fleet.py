@@ -1,14 +1,20 @@
 """Two rounds and a personalization in containers that are disturbed on the way. The tests are steps, in this order."""
 
 import json
+import re
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
-from containers import DEVICES, NAME, TINY, TINY_MIB, WHOLE, Fleet, podman
+from containers import Fleet, podman
 
 from lab.compose import cpus
 from shared.profiles import load_profile
 
+TINY, TINY_MIB = "container-02", 200
+"""Has too little memory even for importing torch, so that the kernel ends its trainer."""
+DEVICES = ["rpi-zero-2w-00", "rpi-5-01", TINY, "x86-mini-pc-03"]
+WHOLE = [name for name in DEVICES if name != TINY]
 LIMITS = """
 import json, pathlib
 def first(*names):
@@ -18,6 +24,25 @@ quota = first("cpu.max", "cpu/cpu.cfs_quota_us")
 period = quota[1] if len(quota) > 1 else first("cpu/cpu.cfs_period_us")[0]
 print(json.dumps([int(memory), int(quota[0]) / int(period)]))
 """
+
+
+def _less_memory(compose: str) -> str:
+    head, service, rest = compose.partition(f"\n  {TINY}:")
+    limited, changes = re.subn(r"limit: \d+m", f"limit: {TINY_MIB}m", rest, count=2)
+    assert changes == 2
+    return head + service + limited
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Broker, coordinator and four devices, started; gone afterwards, whatever happened."""
+    profiles = [device[:-3] for device in DEVICES]
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), "containertest", profiles, ["rounds.count=2"], _less_memory)
+    try:
+        fleet.up()
+        yield fleet
+    finally:
+        fleet.down()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -50,12 +75,14 @@ def test_nobody_is_root_and_nothing_but_the_state_can_be_written(fleet: Fleet, s
 
 def test_every_image_says_how_it_is(fleet: Fleet) -> None:
     for device in WHOLE:
-        fleet.until(f"{device} at the broker", lambda d=device: '"connected": true' in _status(fleet, d), limit_s=120)
+        fleet.until(f"{device} at the broker", lambda d=device: '"connected": true' in fleet.status(d), limit_s=120)
+        assert fleet.healthy(device)
     fleet.until("a healthy coordinator", lambda: _health() == 200, limit_s=60)
+    assert fleet.healthy("coordinator")
 
 
 def test_the_broker_is_killed_in_the_first_round(fleet: Fleet) -> None:
-    fleet.until("work on the first round", lambda: "phase" in _status(fleet, WHOLE[0]))
+    fleet.until("work on the first round", lambda: "phase" in fleet.status(WHOLE[0]))
     podman("kill", fleet.container("broker"))
     podman("start", fleet.container("broker"))
     fleet.until("the first round", fleet.journal)
@@ -86,24 +113,19 @@ def test_running_out_of_memory_is_a_failure_of_one_device_and_ends_nobody(fleet:
     assert failures, "the tiny device was never told to be out of memory"
     assert {entry["code"] for entry in failures} == {"out_of_memory"}
     assert {entry["device"] for line in fleet.journal() for entry in line["failed"]} == {TINY}
-    assert json.loads(_status(fleet, TINY))["device"] == TINY, "the agent itself must live on"
+    assert json.loads(fleet.status(TINY))["device"] == TINY, "the agent itself must live on"
 
 
 def test_the_image_without_torch_serves_what_a_device_has_trained(fleet: Fleet) -> None:
     said = podman(
         "run", "--rm", "--network", "none", "--read-only", "--cap-drop=ALL", "--memory", "128m",
-        "--volume", f"talaria-{NAME}_rpi-zero-2w-00:/var/lib/talaria:ro", "--tmpfs", "/tmp",
+        "--volume", f"{fleet.volume_name('rpi-zero-2w-00')}:/var/lib/talaria:ro", "--tmpfs", "/tmp",
         "talaria-infer", "infer", "--state-dir", "/var/lib/talaria/agent", "--bench",
     )  # fmt: skip
     assert "p99" in said
     found = podman("run", "--rm", "--network", "none", "--entrypoint", "python3", "talaria-infer", "-c",
                    "import importlib.util as u; print(u.find_spec('torch'))")  # fmt: skip
     assert found == "None"
-
-
-def _status(fleet: Fleet, device: str) -> str:
-    """What the image's health check asks; empty where nobody answers."""
-    return fleet.exec(device, "talaria-agent", "status", "--state-dir", "/var/lib/talaria/agent", "--json", check=False)
 
 
 def _health() -> int:

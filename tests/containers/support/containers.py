@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,17 +15,7 @@ from click.testing import CliRunner
 from lab.cli import cli
 
 T = TypeVar("T")
-NAME = "containertest"
-TINY, TINY_MIB = "container-02", 200
-"""Has too little memory even for importing torch, so that the kernel ends its trainer."""
-DEVICES = ["rpi-zero-2w-00", "rpi-5-01", TINY, "x86-mini-pc-03"]
-WHOLE = [name for name in DEVICES if name != TINY]
-SETTINGS = [
-    f"run.fleet={NAME}",
-    "fleet.devices=4",
-    'fleet.profiles=["rpi-zero-2w", "rpi-5", "container", "x86-mini-pc"]',
-    "rounds.count=2",
-    "rounds.min_devices=4",
+COMMON = [
     "rounds.quorum=2",
     "rounds.deadline_s=300",
     "rounds.personalize_deadline_s=300",
@@ -47,17 +36,24 @@ def podman(*arguments: str, check: bool = True) -> str:
 class Fleet:
     """Containers are called as their services."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self, directory: Path, name: str, profiles: list[str], settings: list[str], change: Callable[[str], str]
+    ) -> None:
+        """A device of each profile. `change` is given what `talaria-lab compose` wrote."""
         self.directory = directory
-        arguments = ["compose", str(directory), *(part for text in SETTINGS for part in ("--set", text))]
-        made = CliRunner().invoke(cli, arguments)
+        self.name = name
+        self.devices = [f"{profile}-{index:02}" for index, profile in enumerate(profiles)]
+        fleet = [
+            f"run.fleet={name}",
+            f"fleet.devices={len(profiles)}",
+            f"fleet.profiles={json.dumps(profiles)}",
+            f"rounds.min_devices={len(profiles)}",
+        ]
+        given = (part for text in [*fleet, *COMMON, *settings] for part in ("--set", text))
+        made = CliRunner().invoke(cli, ["compose", str(directory), *given])
         assert made.exit_code == 0, made.output
         self._file = directory / "compose.yaml"
-        text = self._file.read_text()
-        head, service, rest = text.partition(f"\n  {TINY}:")
-        limited, changes = re.subn(r"limit: \d+m", f"limit: {TINY_MIB}m", rest, count=2)
-        assert changes == 2
-        self._file.write_text(head + service + limited)
+        self._file.write_text(change(self._file.read_text()))
         # Without the capability to raise them, podman's own limits, which are higher, cannot be set. In a test of its
         # own file, so that nothing of this machine's settings counts.
         containers_conf = directory / "containers.conf"
@@ -69,7 +65,7 @@ class Fleet:
 
     def down(self) -> None:
         """Print the logs, which pytest shows for a failure, and remove everything."""
-        for service in ("broker", "coordinator", *DEVICES):
+        for service in ("broker", "coordinator", *self.devices):
             done = subprocess.run(
                 ["podman", "logs", "--tail", "25", self.container(service)], capture_output=True, text=True
             )
@@ -82,7 +78,7 @@ class Fleet:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def container(self, service: str) -> str:
-        return f"talaria-{NAME}_{service}_1"
+        return f"talaria-{self.name}_{service}_1"
 
     def exec(self, service: str, *command: str, check: bool = True) -> str:
         return podman("exec", self.container(service), *command, check=check)
@@ -94,9 +90,22 @@ class Fleet:
         assert isinstance(state, dict)
         return state
 
+    def status(self, device: str) -> str:
+        """What the image's health check asks; empty where nobody answers."""
+        command = ["talaria-agent", "status", "--state-dir", "/var/lib/talaria/agent", "--json"]
+        return self.exec(device, *command, check=False)
+
+    def healthy(self, service: str) -> bool:
+        """Whether its health check, which podman runs by itself only where there is systemd, ends well."""
+        command = ["podman", "healthcheck", "run", self.container(service)]
+        return subprocess.run(command, capture_output=True, timeout=300, cwd=tempfile.gettempdir()).returncode == 0
+
+    def volume_name(self, service: str) -> str:
+        return f"talaria-{self.name}_{service}"
+
     def volume(self, service: str) -> Path:
         """Where the state of a service lies on this machine."""
-        return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", f"talaria-{NAME}_{service}"))
+        return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", self.volume_name(service)))
 
     def journal(self) -> list[dict[str, Any]]:
         """Every closed round so far."""
