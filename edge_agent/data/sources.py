@@ -97,7 +97,9 @@ def _arrays(file: Path) -> dict[str, Raw]:
                 raise ValueError(f"{', '.join(strange)} is no array")
             return arrays
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{file}: is not an .npz file of plain arrays: {error}") from error
+        # numpy takes whatever it does not know for a pickle, and recommends to load it nevertheless
+        why = "it holds something else, and pickled objects are never read" if "pickle" in str(error) else error
+        raise DataError(f"{file}: is not an .npz file of plain arrays: {why}") from error
 
 
 def _same_shape(file: Path, arrays: Mapping[str, Raw]) -> None:

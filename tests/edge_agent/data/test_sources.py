@@ -112,7 +112,7 @@ def test_npz_with_pickled_objects_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     arrays = {"x": np.zeros((2, 3)), "y": np.array([0, 1])} | {name: np.array([Planted(), Planted()], object)}
     np.savez("a.npz", allow_pickle=True, **arrays)
-    with pytest.raises(DataError, match=r"a\.npz: is not an \.npz file of plain arrays: Object arrays"):
+    with pytest.raises(DataError, match=r"a\.npz: is not an \.npz file of plain arrays: it holds something"):
         npz(Path("a.npz"))
     assert not Path("planted").exists()
 
