@@ -1,4 +1,5 @@
-"""A fleet in real containers, as docs/deploy.md starts it. `scripts/test --containers` runs this; nothing else does."""
+"""A fleet in real containers, as docs/deploy.md starts it. Nothing runs this but `scripts/test --containers`, and
+`scripts/test --arm`, which runs test_arm.py."""
 
 import os
 import sys
@@ -12,7 +13,8 @@ ASKED = "TALARIA_CONTAINERS"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    return None if ASKED in os.environ else True
+    tier = "arm" if collection_path.name == "test_arm.py" else "containers"
+    return None if collection_path.is_dir() or os.environ.get(ASKED) == tier else True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
