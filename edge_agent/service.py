@@ -96,8 +96,7 @@ Description=Wakes the Talaria edge agent {device}
 OnBootSec=30
 OnUnitActiveSec={every_s:g}
 AccuracySec=1
-WakeSystem=yes
-
+{wake}
 [Install]
 WantedBy=timers.target
 """
@@ -129,6 +128,12 @@ class Layout:
     def state(self) -> Path:
         return self.root / STATE.relative_to("/")
 
+    @property
+    def alarm(self) -> bool:
+        """Whether the machine has a clock that can wake it. systemd starts no timer with WakeSystem= where it has none:
+        on a Raspberry Pi 4, for example."""
+        return any(self.root.glob("sys/class/rtc/*/wakealarm"))
+
     def inside(self, path: Path) -> Path:
         """The path as the installed system itself calls it."""
         return Path("/") / path.relative_to(self.root)
@@ -156,7 +161,8 @@ def units(config: AgentConfig, profile: Profile, layout: Layout) -> dict[str, st
     )
     if config.wakes_every_s is None:
         return {UNIT: service + WANTED}
-    return {UNIT: service, TIMER: WAKING.format(device=config.device, every_s=config.wakes_every_s)}
+    wake = "WakeSystem=yes\n" if layout.alarm else ""
+    return {UNIT: service, TIMER: WAKING.format(device=config.device, every_s=config.wakes_every_s, wake=wake)}
 
 
 def memory_max_mib(profile: Profile) -> int:

@@ -134,6 +134,10 @@ def test_a_device_that_sleeps_is_started_by_a_timer_alone(tmp_path: Path, instal
     run("install", "-c", settings(tmp_path, "wakes_every_s = 900"), "--root", layout.root)
     assert "--until-idle" in (layout.units / UNIT).read_text()
     assert (layout.units / "timers.target.wants" / TIMER).is_symlink()
+    assert "WakeSystem" not in (layout.units / TIMER).read_text()
+    (layout.root / "sys/class/rtc/rtc0/wakealarm").mkdir(parents=True)
+    run("install", "-c", layout.config, "--root", layout.root)
+    assert "WakeSystem=yes" in (layout.units / TIMER).read_text()
     assert not (layout.units / "multi-user.target.wants" / UNIT).is_symlink()
     run("install", "-c", settings(tmp_path), "--root", layout.root)  # and back
     assert not (layout.units / TIMER).exists()

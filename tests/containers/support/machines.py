@@ -67,7 +67,7 @@ AGENT_INSTALLED = """
 mkdir -p /etc/talaria
 cp -r keys/devices/kitchen/. /etc/talaria/
 cat data.toml >>/etc/talaria/agent.toml
-install -m 644 digits.npz /srv
+install -m 644 digits.npz /srv && cd /tmp
 /opt/talaria/versions/0.1.0/bin/talaria-agent doctor -c /etc/talaria/agent.toml
 /opt/talaria/versions/0.1.0/bin/talaria-agent install -c /etc/talaria/agent.toml
 """
@@ -103,8 +103,8 @@ class Machines:
             podman("rm", "--force", "--time", "0", machine, check=False)
 
     def _start(self, name: str, network: str) -> None:
-        # systemd mounts, looks at other users' processes, and sets alarms. The rest is a container's as usual.
-        rights = ["--cap-add=SYS_ADMIN,SYS_PTRACE,WAKE_ALARM", "--security-opt=seccomp=unconfined"]
+        # systemd mounts, and looks at other users' processes, for its services. The rest is a container's as usual.
+        rights = ["--cap-add=SYS_ADMIN,SYS_PTRACE", "--security-opt=seccomp=unconfined"]
         rights += ["--security-opt=apparmor=unconfined"]
         mounts = ["--volume", f"{self.given}:/given:ro"]
         mounts += ["--mount", "type=image,source=localhost/talaria-coordinator,destination=/image"]
