@@ -16,13 +16,14 @@ from typing import Any
 
 from lab import chaos_checks as checks
 from lab.chaos_disk import Disk
-from lab.chaos_fleet import USUAL, Broker, Party, agent_party, coordinator_party, weather
+from lab.chaos_fleet import Broker, Party, agent_party, coordinator_party, weather
+from lab.chaos_keys import OBSERVER, Keys
 from lab.chaos_observer import Observer, resident_mib
 from lab.chaos_plan import BROKER, COORDINATOR, Fault, Kind, plan
 from lab.emulate import trainers
 from lab.fleet import emulated_devices
 from lab.proxy import FAIR, Proxy
-from shared.config import RunConfig
+from shared.config import AgentConfig, RunConfig
 
 SAMPLE_S = 1.0
 PATIENCE_S = 600.0
@@ -34,6 +35,7 @@ DAY_S = 86_400.0
 class Report:
     """What happened, and what does not hold; empty `violations`: everything does.
 
+    seconds    of faults, from the first update that was seen on the wire
     faults     struck, by kind: how often
     struck     each fault with the second at which it struck, and how it was done where there is a choice
     runs       rounds, updates and reported devices of each run that came to its end
@@ -83,14 +85,16 @@ class Chaos:
 
     async def run(self) -> Report:
         """The report. BrokerError where there is no Mosquitto."""
-        self._began = time.monotonic()
         disks: dict[str, Disk] = {}
-        self._broker = Broker(self._folder / "broker")
+        devices = emulated_devices(self._config, self._folder)
+        fleet = self._config.run.fleet
+        self._keys = Keys(self._folder / "keys", fleet, devices, self._config.broker.keepalive_s)
+        self._broker = Broker(self._keys.broker, self._keys.port)
         await self._broker.start()
-        self._observer = Observer(self._config.run.fleet, self._broker.port)
+        self._observer = Observer(fleet, self._keys.way(OBSERVER))
         try:
             async with contextlib.AsyncExitStack() as stack:
-                await self._serve(stack, disks)
+                await self._serve(stack, devices, disks)
         finally:
             await self._broker.kill()
         for name, disk in disks.items():
@@ -100,20 +104,22 @@ class Chaos:
         self._report.receipts = len(self._observer.receipts)
         return self._report
 
-    async def _serve(self, stack: contextlib.AsyncExitStack, disks: dict[str, Disk]) -> None:
+    async def _serve(
+        self, stack: contextlib.AsyncExitStack, devices: dict[str, AgentConfig], disks: dict[str, Disk]
+    ) -> None:
         lender = await stack.enter_async_context(trainers(self._folder))
-        devices = emulated_devices(self._config, self._folder)
         disks[COORDINATOR] = Disk(self._folder / "runs", mounted=self._mounts)
-        link = await stack.enter_async_context(Proxy(self._broker.port))
+        signed = {"signing_key": self._keys.signing_key(disks[COORDINATOR].folder)}
+        config = self._config.model_copy(update={"run": self._config.run.model_copy(update=signed)})
+        link = await stack.enter_async_context(self._keys.proxy(COORDINATOR))
         tasks = await stack.enter_async_context(_background())
         tasks(self._observer.watch())
         tasks(self._sample())
         agents = {}
         for name, agent in devices.items():
             disks[name] = Disk(agent.state_dir, mounted=self._mounts)
-            proxy = await stack.enter_async_context(Proxy(self._broker.port))
-            keepalive = agent.broker.model_copy(update={"keepalive_s": self._config.broker.keepalive_s})
-            agent = agent.model_copy(update={"broker": keepalive})
+            proxy = await stack.enter_async_context(self._keys.proxy(name))
+            agent = agent.model_copy(update={"coordinator_key": self._keys.coordinator_key(name)})
             agents[name] = agent_party(agent, self._folder / "devices" / name, disks[name], proxy, lender)
         self._parties.update(agents)
         for party in agents.values():
@@ -123,7 +129,7 @@ class Chaos:
             number = 0
             while number == 0 or not self._over.is_set():
                 number += 1
-                await self._one_run(number, disks[COORDINATOR], link)
+                await self._one_run(config, number, disks[COORDINATOR], link)
                 if self._report.violations:
                     break
             if striking.done():
@@ -137,9 +143,9 @@ class Chaos:
         reported = {name for run in self._report.runs for name in run["reported"]}
         self._judge(agents, {name: agent.state_dir for name, agent in devices.items()}, reported)
 
-    async def _one_run(self, number: int, disk: Disk, link: Proxy) -> None:
+    async def _one_run(self, config: RunConfig, number: int, disk: Disk, link: Proxy) -> None:
         run_dir = disk.folder / f"run-{number}"
-        party = coordinator_party(self._config, run_dir, self._folder / "coordinator", disk, link)
+        party = coordinator_party(config, run_dir, self._folder / "coordinator", disk, link)
         self._parties[COORDINATOR] = party
         serving = asyncio.create_task(party.serve())
         try:
@@ -182,7 +188,8 @@ class Chaos:
         for (name, _), values in self._samples.items():
             peak = round(max(values), 1)
             self._report.peak_mib[name] = max(peak, self._report.peak_mib.get(name, 0.0))
-        self._violated(*checks.tracebacks(sorted(self._folder.rglob("*.log"))))
+        logs = sorted(self._folder.rglob("*.log"))
+        self._violated(*checks.tracebacks(logs), *checks.disbelieved(logs))
 
     def _violated(self, *faults: str) -> None:
         for fault in faults:
@@ -199,8 +206,12 @@ class Chaos:
     # --- faults -----------------------------------------------------------------------------------------------------
 
     async def _strike(self, faults: tuple[Fault, ...]) -> None:
-        """Every fault at its time, then the end of all faults."""
+        """Every fault at its time, once the fleet is at work; then the end of all faults."""
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._observer.uploading.wait()
+            self._began = time.monotonic()
             async with asyncio.TaskGroup() as tasks:
                 for fault in faults:
                     await asyncio.sleep(max(0.0, self._began + fault.at - time.monotonic()))
@@ -229,9 +240,7 @@ class Chaos:
             case Kind.SMALL_PACKETS | Kind.SHORT_QUEUE:
                 small = fault.kind is Kind.SMALL_PACKETS
                 await self._broker.kill()
-                await self._broker.start(
-                    (USUAL[0], "max_packet_size 102400") if small else ("max_queued_messages 10", USUAL[1])
-                )
+                await self._broker.start("max_packet_size 102400" if small else "max_queued_messages 10")
                 await asyncio.sleep(fault.seconds)
                 await self._broker.kill()
                 await self._broker.start()
@@ -247,16 +256,15 @@ class Chaos:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(max(1.0, self._began + self._seconds - time.monotonic())):
                         await self._observer.uploading.wait()
-                party = self._parties[COORDINATOR]
-                await _down(party, fault.seconds)
+                await self._parties[COORDINATOR].kill(fault.seconds)
             case Kind.COORDINATOR_KILLED | Kind.AGENT_KILLED:
-                await _down(party, fault.seconds)
+                await party.kill(fault.seconds)
             case Kind.AGENT_STOPPED:
                 party.signal(signal.SIGSTOP)
                 await asyncio.sleep(fault.seconds)
                 party.signal(signal.SIGCONT)
             case Kind.LINK_CUT:
-                proxy.cut()
+                await proxy.cut()
             case Kind.DISK_FULL:
                 party.disk.fill(party.pid)
                 await asyncio.sleep(fault.seconds)
@@ -270,14 +278,8 @@ class Chaos:
                 await proxy.set(weather(fault))
                 await asyncio.sleep(fault.seconds)
                 if fault.kind is Kind.ACKS_LOST or (fault.kind is Kind.LINK_DEAD and fault.strength < 0.5):
-                    proxy.cut()
+                    await proxy.cut()
                 await proxy.set(FAIR)
-
-
-async def _down(party: Party, seconds: float) -> None:
-    party.kill(hold=True)
-    await asyncio.sleep(seconds)
-    party.release()
 
 
 @contextlib.asynccontextmanager

@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coordinator.audit import Audit, audit_run
 from coordinator.checkpoints import RunDirectory
 from coordinator.journal import read_journal
 from edge_agent import slots
 from edge_agent.store import Store
 from shared.errors import ExportError, StateError
+
+if TYPE_CHECKING:
+    from coordinator.audit import Audit
 
 LARGEST_MIB = 1500.0
 """No process of ours may need more: torch itself takes a third of that."""
@@ -56,8 +58,10 @@ def lost_or_twice(run_dir: Path, evidence: Evidence) -> Iterable[str]:
         yield f"{run_dir.name}: {device} has a receipt for round {number}, and its update is lost"
 
 
-def audited(run_dir: Path) -> tuple[Audit, list[str]]:
+def audited(run_dir: Path) -> tuple["Audit", list[str]]:
     """Every aggregate is the one that comes out again."""
+    from coordinator.audit import audit_run  # imports torch, which a fleet that starts need not wait for
+
     found = audit_run(RunDirectory(run_dir))
     faults = [f"{run_dir.name}: {fault}" for fault in found.faults]
     if found.unkept:
@@ -123,12 +127,21 @@ def tracebacks(logs: Iterable[Path]) -> Iterable[str]:
                 yield f"{log}, line {index + 1}: a traceback: {last}"
 
 
+def disbelieved(logs: Iterable[Path]) -> Iterable[str]:
+    """Nobody lies in a chaos run, so everything that devices hear is theirs to believe; but what links repeat or
+    overtake may come too late (`replayed`)."""
+    for log in logs:
+        for line in log.read_text(errors="replace").splitlines() if log.exists() else ():
+            if "ignored a message on" in line and ": replayed: " not in line:
+                yield f"{log}: {line}"
+
+
 def evidence_of(lines: Iterable[Mapping[str, Any]]) -> Evidence:
     """From what a coordinator told, over all its starts."""
     found = Evidence()
     for line in lines:
         if line.get("event") == "accepted":
-            found.accepted.append((line["round"], line["device"]))
+            found.accepted.append((line["start"], line["device"]))
         elif line.get("event") == "finished":
             found.reported = line["reported"]
     return found

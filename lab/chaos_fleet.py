@@ -14,17 +14,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from coordinator.broker import find_mosquitto, free_port
+from coordinator.broker import find_mosquitto
+from coordinator.checkpoints import RunDirectory
 from edge_agent.shared_server import LENDER
 from lab.chaos_disk import Disk
 from lab.chaos_plan import COORDINATOR, Fault, Kind
 from lab.emulate import AGENT
 from lab.emulate import COORDINATOR as COORDINATOR_CODE
-from lab.proxy import Proxy, Weather
+from lab.proxy import HOST, Proxy, Weather
 from shared.children import dying_with_us
 from shared.config import AgentConfig, RunConfig
-from shared.config_base import BrokerSettings
 from shared.errors import BrokerError
+from shared.files import atomic_write
 from shared.settings import example_toml
 
 RESTART_S = 0.5
@@ -41,41 +42,37 @@ time.time = lambda: _time() + _shift()
 time.time_ns = lambda: _time_ns() + int(_shift() * 1e9)
 """
 """In front of a program: its wall clock goes wrong by the seconds that a file says."""
-BROKER = """\
-listener {port} 127.0.0.1
-allow_anonymous true
-persistence true
-persistence_location {folder}/
-autosave_interval 1
+SAVING = """autosave_interval 1
 autosave_on_changes true
-{lines}
 """
-USUAL = ("max_queued_messages 20000", "max_packet_size 1310720")
+"""Beside what `enrol` writes: what the broker had taken is there after SIGKILL."""
 
 
 class Broker:
-    """A Mosquitto that can be killed, wiped and started again with other limits, on the same port."""
+    """The Mosquitto of an authority. It can be killed, wiped and started again with other limits, on the same port."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, port: int) -> None:
+        """folder: what the authority has made for it."""
         self.folder = folder
-        self.port = free_port()
+        self._port = port
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self, lines: tuple[str, ...] = USUAL) -> None:
-        """BrokerError where there is no Mosquitto."""
+    async def start(self, limit: str = "") -> None:
+        """`limit`: a line that takes the place of the one in its configuration. BrokerError where there is no
+        Mosquitto."""
         program = find_mosquitto()
         if program is None:
             raise BrokerError("no mosquitto found: `apt-get install mosquitto`, or name it in TALARIA_MOSQUITTO")
-        text = BROKER.format(port=self.port, folder=self.folder, lines="\n".join(lines))
+        text = f"{(self.folder / 'mosquitto.conf').read_text()}{SAVING}{limit}\n"
         if os.geteuid() == 0:
             text += "user root\n"
-        (self.folder / "mosquitto.conf").write_text(text)
+        settings = self.folder / "chaos.conf"
+        settings.write_text(text)
         with (self.folder / "broker.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 program,
                 "-c",
-                str(self.folder / "mosquitto.conf"),
+                str(settings),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -83,7 +80,7 @@ class Broker:
             )
         while self._process.returncode is None:
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                _, writer = await asyncio.open_connection(HOST, self._port)
                 writer.close()
                 return
             await asyncio.sleep(0.02)
@@ -94,11 +91,7 @@ class Broker:
             self._process.kill()
             await self._process.wait()
         if wipe:
-            (self.folder / "mosquitto.db").unlink(missing_ok=True)
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process and self._process.returncode is None else None
+            (self.folder / "data" / "mosquitto.db").unlink(missing_ok=True)
 
 
 class Party:
@@ -144,13 +137,12 @@ class Party:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def kill(self, *, hold: bool) -> None:
-        """SIGKILL; `hold`: it stays down until `release`."""
-        self._held = hold
+    async def kill(self, seconds: float) -> None:
+        """SIGKILL; it stays down for so long."""
+        self._held = True
         self.excuse()
         self.signal(signal.SIGKILL)
-
-    def release(self) -> None:
+        await asyncio.sleep(seconds)
         self._held = False
 
     def excuse(self) -> None:
@@ -213,11 +205,17 @@ class Party:
 
 
 def coordinator_party(config: RunConfig, run_dir: Path, folder: Path, disk: Disk, proxy: Proxy) -> Party:
-    """One run's coordinator; a run that was begun is gone on with."""
+    """One run's coordinator; a run that was begun is gone on with.
+
+    An ONNX template that lies in `folder` is the run's: it need not make its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # where there is none, or no room for it, it makes its own
+        template = (folder / "template.onnx").read_bytes()
+        run_dir.mkdir()
+        atomic_write(RunDirectory(run_dir).template, template)
     settings = folder / f"{run_dir.name}.toml"
-    broker = BrokerSettings(url=f"mqtt://127.0.0.1:{proxy.port}", keepalive_s=config.broker.keepalive_s)
-    settings.write_text(example_toml(config.model_copy(update={"broker": broker})))
+    settings.write_text(example_toml(config.model_copy(update={"broker": proxy.way})))
 
     def command() -> list[str]:
         if (run_dir / "run.json").exists():
@@ -233,8 +231,7 @@ def agent_party(agent: AgentConfig, folder: Path, disk: Disk, proxy: Proxy, lend
     """One device; it serves every run until it is told to rest."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "agent.toml"
-    broker = BrokerSettings(url=f"mqtt://127.0.0.1:{proxy.port}", keepalive_s=agent.broker.keepalive_s)
-    settings.write_text(example_toml(agent.model_copy(update={"broker": broker})))
+    settings.write_text(example_toml(agent.model_copy(update={"broker": proxy.way})))
     party = Party(agent.device, AGENT, lambda: ["run", "-c", str(settings)], folder / "agent.log", disk)
     party.proxy = proxy
     party.environment = {LENDER: str(lender)}

@@ -16,12 +16,12 @@ from shared.topics import Topics
 class Observer:
     """Sees what coordinator and devices say to each other, at the broker itself, as far as the broker lives."""
 
-    def __init__(self, fleet: str, port: int) -> None:
+    def __init__(self, fleet: str, way: BrokerSettings) -> None:
         self.receipts: set[tuple[str, int, str]] = set()
         """(run, round, device) of accepted updates."""
         self.uploading = asyncio.Event()
         self._topics = Topics(fleet)
-        self._link = MqttLink(BrokerSettings(url=f"mqtt://127.0.0.1:{port}"), "chaos-observer", lasting=False)
+        self._link = MqttLink(way, "chaos-observer", lasting=False)
 
     async def watch(self) -> None:
         await self._link.open()

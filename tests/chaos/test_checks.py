@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.ears import Ears
 from edge_agent.events import Key
 from edge_agent.store import Store, settle
-from lab.chaos_checks import Evidence, lost_or_twice, torn, tracebacks, unbounded
+from lab.chaos_checks import Evidence, disbelieved, lost_or_twice, torn, tracebacks, unbounded
+from shared.errors import Forged, Replayed
 from shared.messages import Report
 
 
@@ -90,3 +92,17 @@ def test_a_traceback_is_named_with_what_it_says(tmp_path: Path) -> None:
     log.write_text("fine\nTraceback (most recent call last):\n  File x\nKeyError: 'y'\n")
     (fault,) = tracebacks([log, tmp_path / "none.log"])
     assert fault.endswith("line 2: a traceback: KeyError: 'y'")
+
+
+def test_what_a_device_does_not_believe_is_named_unless_it_is_only_late(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ears, log = Ears(None, tmp_path), tmp_path / "agent.log"
+    ears.refuse("t", Replayed("number 1"))
+    log.write_text(caplog.text)
+    assert "replayed" in caplog.text
+    assert list(disbelieved([log, tmp_path / "none.log"])) == []
+    ears.refuse("t", Forged("not by us"))
+    log.write_text(caplog.text)
+    (fault,) = disbelieved([log])
+    assert "forged: not by us" in fault
