@@ -29,7 +29,7 @@ Description=Talaria edge agent {device}
 Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 StartLimitIntervalSec=600
-StartLimitBurst=5
+StartLimitBurst={starts}
 
 [Service]
 Type=notify
@@ -157,6 +157,8 @@ def units(config: AgentConfig, profile: Profile, layout: Layout) -> dict[str, st
         command=shlex.join(command),
         credentials=credentials,
         memory_mib=memory_max_mib(profile),
+        starts=5
+        + int(600 / config.wakes_every_s if config.wakes_every_s else 0),  # what the timer starts counts as well
         home="read-only" if config.data.path and config.data.path.is_relative_to("/home") else "yes",
     )
     if config.wakes_every_s is None:

@@ -131,8 +131,9 @@ def test_installing_twice_is_installing_once_and_uninstalling_leaves_what_is_the
 
 def test_a_device_that_sleeps_is_started_by_a_timer_alone(tmp_path: Path, installed_here: Layout) -> None:
     layout = installed_here
-    run("install", "-c", settings(tmp_path, "wakes_every_s = 900"), "--root", layout.root)
+    run("install", "-c", settings(tmp_path, "wakes_every_s = 60"), "--root", layout.root)
     assert "--until-idle" in (layout.units / UNIT).read_text()
+    assert "StartLimitIntervalSec=600\nStartLimitBurst=15\n" in (layout.units / UNIT).read_text()
     assert (layout.units / "timers.target.wants" / TIMER).is_symlink()
     assert "WakeSystem" not in (layout.units / TIMER).read_text()
     (layout.root / "sys/class/rtc/rtc0/wakealarm").mkdir(parents=True)
