@@ -92,15 +92,14 @@ class Connection:
         except asyncio.CancelledError:
             attempt.add_done_callback(self._too_late)
             raise
-        except (
-            ssl.SSLError
-        ) as error:  # up to TLS 1.2 our certificate is judged here, from 1.3 on when we were not greeted
+        except ssl.SSLError as error:
+            # Up to TLS 1.2 our certificate is judged here, from 1.3 on when we were not greeted.
             if alert := unwelcome(self._settings, str(error)):
                 raise LinkError(alert) from error
             raise
         sock = self._client.socket()
         if sock is None:
-            raise Refused(NO_ANSWER, "it hung up at once")
+            raise self._refusal("at once")
         assert isinstance(sock, socket.socket)
         # Without it a page's few small packets wait for each other's TCP acknowledgements, 40 ms each.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -215,13 +214,15 @@ class Connection:
 
     def _end(self, ended: Ended) -> None:
         if not self._greeted.done():
-            alert = unwelcome(self._settings, self._said)
-            self._greeted.set_exception(
-                LinkError(alert) if alert else Refused(NO_ANSWER, f"it hung up: {self._said or ended.reason}")
-            )
+            self._greeted.set_exception(self._refusal(ended.reason))
             self._greeted.exception()  # nobody may be waiting any more
         if not self.ended.done():
             self.ended.set_result(ended)
+
+    def _refusal(self, reason: str) -> LinkError | Refused:
+        """Why we were not greeted: what TLS had against us, else the reason."""
+        alert = unwelcome(self._settings, self._said)
+        return LinkError(alert) if alert else Refused(NO_ANSWER, f"it hung up: {self._said or reason}")
 
     # --- paho's callbacks --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from brokers import event, message, online
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from fortress import HOSTS, TOPICS, Fortress
+from paho.mqtt import client as paho
 
 from coordinator.acl import Role
 from coordinator.authority import Authority
@@ -64,6 +66,22 @@ async def test_an_expired_certificate_says_so(fortress, link):
 async def test_a_certificate_of_tomorrow_blames_the_clocks(fortress, link):
     early = make_client(fortress.authority_pair, "kitchen", 30, NOW + timedelta(days=2) + LEEWAY)
     assert "its clock, ours (" in await refused_for_good(await link(fortress.stranger("early", early)))
+
+
+async def test_an_alert_that_was_there_before_our_first_packet_is_heard(fortress, link, monkeypatch):
+    """Under TLS 1.3 the client believes in the connection until it reads; a slow one finds the end when it writes."""
+    send = paho.Client._send_connect
+
+    def late(client, keepalive):
+        end = select.poll()
+        end.register(client._sock, select.POLLHUP | select.POLLERR)
+        assert end.poll(10_000), "the broker did not hang up"
+        return send(client, keepalive)
+
+    monkeypatch.setattr(paho.Client, "_send_connect", late)
+    fortress.revoke("kitchen")
+    fortress.reload()
+    assert "it was revoked" in await why_not(await link(fortress.settings("kitchen")))
 
 
 async def test_the_brokers_own_certificate_opens_no_connection(fortress, link):
