@@ -6,7 +6,7 @@ from typing import Any
 
 from coordinator.checkpoints import RunDirectory
 from coordinator.journal import read_journal
-from coordinator.preparation import InProcess
+from coordinator.preparation import InProcess, make_template
 from coordinator.server import Coordinator
 from edge_agent.agent import Agent
 from edge_agent.job import MEMORY, PERSONAL, Job, Outcome
@@ -26,6 +26,14 @@ SMALL = 4096
 def tensors_of(path: Path) -> Tensors:
     with open_payload(path, limit=2**24) as payload:
         return {name: array.copy() for name, array in payload.subnet.tensors.items()}
+
+
+class TemplateFirst(InProcess):
+    """Exporting in one thread while another trains in the same process may change the last bits of what is learnt."""
+
+    async def define(self, directory: RunDirectory) -> None:
+        await super().define(directory)
+        await asyncio.to_thread(make_template, directory)
 
 
 class Fleet:
@@ -53,7 +61,11 @@ class Fleet:
             for agent in devices.values():
                 tasks.create_task(Agent(agent, broker.link, self._work, once=True).run())
             await Coordinator(
-                self.config, broker.link, run_dir=self.directory.path, on_event=lambda event: None, prepare=InProcess
+                self.config,
+                broker.link,
+                run_dir=self.directory.path,
+                on_event=lambda event: None,
+                prepare=TemplateFirst,
             ).run()
 
     async def _work(self, job: Job) -> Outcome:
